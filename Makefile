@@ -1,0 +1,28 @@
+# make demo, make test: each sets up what it needs, once. The rest is for developers.
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+READY := $(VENV)/.manualgrad-ready
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test bench lint clean
+
+demo: $(READY)
+	@$(RUN) -m experiments.demo $(ARGS)
+
+test: $(READY)
+	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
+	@$(RUN) -m pytest $(ARGS)
+
+bench: $(READY)
+	@$(RUN) -m benchmarks $(ARGS)
+
+lint: $(READY)
+	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m pyright
+
+$(READY): pyproject.toml tools/environment.py $(CONSTRAINTS)
+	@$(PYTHON) tools/environment.py $(VENV) $(CONSTRAINTS)
+	@touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache

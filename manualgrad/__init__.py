@@ -1,0 +1,23 @@
+"""manualgrad: hand-derived backward passes for PyTorch, right, fast and readable.
+
+Read ``manualgrad.equations`` first.
+"""
+
+from manualgrad import nn
+from manualgrad._version import __version__
+from manualgrad.activations import activations
+from manualgrad.activations import register as register_activation
+from manualgrad.functional import linear_act, mlp
+from manualgrad.losses import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+
+__all__ = [
+    "__version__",
+    "activations",
+    "binary_cross_entropy_with_logits",
+    "cross_entropy",
+    "linear_act",
+    "mlp",
+    "mse_loss",
+    "nn",
+    "register_activation",
+]

@@ -1,0 +1,200 @@
+"""Gates: z times a smooth step, z Phi(z). All keep z, for a is not monotone in it.
+
+Far out the step is exactly 0 or 1 in every dtype. Clipping z there, at FAR, keeps inf * 0 from
+becoming NaN: gelu(-inf) = 0 and gelu'(inf) = 1, where torch's own answer is NaN.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from manualgrad.activations.registry import register
+from manualgrad.formula import erf, exp, full_like, log1p, maximum, minimum, tanh, where
+
+FAR = 1e4
+SQRT_HALF = 0.7071067811865476
+INV_SQRT_TAU = 0.3989422804014327  # 1 / sqrt(2 pi)
+
+# gelu -- Phi and phi are the standard normal distribution and density
+
+
+def gelu(z):
+    """z Phi(z)"""
+    return 0.5 * maximum(z, -FAR) * (1.0 + erf(SQRT_HALF * z))
+
+
+def gelu_prime(z):
+    """Phi(z) + z phi(z)"""
+    c = minimum(maximum(z, -FAR), FAR)
+    return 0.5 * (1.0 + erf(SQRT_HALF * c)) + c * INV_SQRT_TAU * exp(-0.5 * c * c)
+
+
+def gelu_second(z):
+    """(2 - z^2) phi(z)"""
+    c = minimum(maximum(z, -FAR), FAR)
+    return (2.0 - c * c) * INV_SQRT_TAU * exp(-0.5 * c * c)
+
+
+register(gelu, gelu_prime, gelu_second, oracle=F.gelu)
+
+
+# gelu_tanh -- Phi(z) ~ (1 + tanh u) / 2 with u = sqrt(2 / pi) (z + 0.044715 z^3)
+
+SQRT_2_OVER_PI = 0.7978845608028654
+CUBIC = 0.044715
+
+
+def gelu_tanh(z):
+    """z (1 + tanh u) / 2"""
+    c = minimum(maximum(z, -FAR), FAR)
+    u = SQRT_2_OVER_PI * (c + CUBIC * c * c * c)
+    return 0.5 * maximum(z, -FAR) * (1.0 + tanh(u))
+
+
+def gelu_tanh_prime(z):
+    """(1 + t) / 2 + z (1 - t^2) u' / 2, t = tanh u"""
+    c = minimum(maximum(z, -FAR), FAR)
+    t = tanh(SQRT_2_OVER_PI * (c + CUBIC * c * c * c))
+    du = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * c * c)
+    return 0.5 * (1.0 + t) + 0.5 * c * (1.0 - t * t) * du
+
+
+def gelu_tanh_second(z):
+    """(1 - t^2) (u' - z t u'^2 + z u'' / 2), t = tanh u"""
+    c = minimum(maximum(z, -FAR), FAR)
+    t = tanh(SQRT_2_OVER_PI * (c + CUBIC * c * c * c))
+    du = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * c * c)
+    ddu = SQRT_2_OVER_PI * 6.0 * CUBIC * c
+    return (1.0 - t * t) * (du - c * t * du * du + 0.5 * c * ddu)
+
+
+register(
+    gelu_tanh, gelu_tanh_prime, gelu_tanh_second, oracle=lambda z: F.gelu(z, approximate="tanh")
+)
+
+
+# quick_gelu -- Phi(z) ~ sigmoid(1.702 z)
+
+QUICK = 1.702
+
+
+def quick_gelu(z):
+    """z p, p = 1 / (1 + e^-(1.702 z))"""
+    return maximum(z, -FAR) / (1.0 + exp(-QUICK * z))
+
+
+def quick_gelu_prime(z):
+    """p + 1.702 z p (1 - p)"""
+    c = minimum(maximum(z, -FAR), FAR)
+    p = 1.0 / (1.0 + exp(-QUICK * c))
+    return p + QUICK * c * p * (1.0 - p)
+
+
+def quick_gelu_second(z):
+    """1.702 p (1 - p) (2 + 1.702 z (1 - 2p))"""
+    c = minimum(maximum(z, -FAR), FAR)
+    p = 1.0 / (1.0 + exp(-QUICK * c))
+    return QUICK * p * (1.0 - p) * (2.0 + QUICK * c * (1.0 - 2.0 * p))
+
+
+register(
+    quick_gelu,
+    quick_gelu_prime,
+    quick_gelu_second,
+    oracle=lambda z: z * torch.sigmoid(1.702 * z),
+)
+
+
+# silu
+
+
+def silu(z):
+    """z p, p = 1 / (1 + e^-z)"""
+    return maximum(z, -FAR) / (1.0 + exp(-z))
+
+
+def silu_prime(z):
+    """p + z p (1 - p)"""
+    c = minimum(maximum(z, -FAR), FAR)
+    p = 1.0 / (1.0 + exp(-c))
+    return p + c * p * (1.0 - p)
+
+
+def silu_second(z):
+    """p (1 - p) (2 + z (1 - 2p))"""
+    c = minimum(maximum(z, -FAR), FAR)
+    p = 1.0 / (1.0 + exp(-c))
+    return p * (1.0 - p) * (2.0 + c * (1.0 - 2.0 * p))
+
+
+register(silu, silu_prime, silu_second, oracle=F.silu)
+
+
+# mish -- the step is t = tanh(softplus z); p is softplus' derivative, the sigmoid
+
+
+def mish(z):
+    """z tanh(log(1 + e^z))"""
+    return maximum(z, -FAR) * tanh(log1p(exp(z)))
+
+
+def mish_prime(z):
+    """t + z (1 - t^2) p"""
+    c = minimum(maximum(z, -FAR), FAR)
+    t = tanh(log1p(exp(c)))
+    p = 1.0 / (1.0 + exp(-c))
+    return t + c * (1.0 - t * t) * p
+
+
+def mish_second(z):
+    """(1 - t^2) p (2 + z (1 - p - 2 t p))"""
+    c = minimum(maximum(z, -FAR), FAR)
+    t = tanh(log1p(exp(c)))
+    p = 1.0 / (1.0 + exp(-c))
+    return (1.0 - t * t) * p * (2.0 + c * (1.0 - p - 2.0 * t * p))
+
+
+register(mish, mish_prime, mish_second, oracle=F.mish)
+
+
+# hardswish
+
+
+def hardswish(z):
+    """z min(max(z + 3, 0), 6) / 6"""
+    return maximum(z, -FAR) * minimum(maximum(z + 3.0, 0.0), 6.0) / 6.0
+
+
+def hardswish_prime(z):
+    """0 if z <= -3, z / 3 + 1/2 if z < 3, else 1"""
+    return where(z <= -3, 0.0, where(z < 3, z / 3.0 + 0.5, 1.0))
+
+
+def hardswish_second(z):
+    """1/3 if -3 < z < 3 else 0"""
+    return where(z > -3, where(z < 3, full_like(z, 1.0 / 3.0), 0.0), 0.0)
+
+
+register(hardswish, hardswish_prime, hardswish_second, oracle=F.hardswish, kinks=(-3.0, 3.0))
+
+
+# gaussian
+
+
+def gaussian(z):
+    """e^(-z^2)"""
+    return exp(-z * z)
+
+
+def gaussian_prime(z):
+    """-2 z e^(-z^2)"""
+    c = minimum(maximum(z, -FAR), FAR)
+    return -2.0 * c * exp(-c * c)
+
+
+def gaussian_second(z):
+    """(4 z^2 - 2) e^(-z^2)"""
+    c = minimum(maximum(z, -FAR), FAR)
+    return (4.0 * c * c - 2.0) * exp(-c * c)
+
+
+register(gaussian, gaussian_prime, gaussian_second, oracle=lambda z: torch.exp(-torch.square(z)))

@@ -1,0 +1,148 @@
+"""What a caller may write for an activation, and the record it means."""
+
+import difflib
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from manualgrad.activations.registry import ACTIVATIONS, Activation, recall
+
+# everything that torch.nn.Module and torch.nn.functional call by another name, and common spellings
+ALIASES = {
+    "none": "identity",
+    "linear": "identity",
+    "relu2": "relu_squared",
+    "relu_sq": "relu_squared",
+    "sqrelu": "relu_squared",
+    "squared_relu": "relu_squared",
+    "hard_sigmoid": "hardsigmoid",
+    "logsigmoid": "log_sigmoid",
+    "swish": "silu",
+    "hard_swish": "hardswish",
+    "gelu_erf": "gelu",
+    "gelu_approx": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_tanh_approx": "gelu_tanh",
+    "quickgelu": "quick_gelu",
+    "sin": "sine",
+}
+
+# a module's type -> its activation's name and the attributes that are the formula's parameters
+MODULES: dict[type, tuple[str, tuple[str, ...]]] = {
+    nn.Identity: ("identity", ()),
+    nn.ReLU: ("relu", ()),
+    nn.LeakyReLU: ("leaky_relu", ("negative_slope",)),
+    nn.ReLU6: ("relu6", ()),
+    nn.ELU: ("elu", ("alpha",)),
+    nn.SELU: ("selu", ()),
+    nn.CELU: ("celu", ("alpha",)),
+    nn.Sigmoid: ("sigmoid", ()),
+    nn.Hardsigmoid: ("hardsigmoid", ()),
+    nn.LogSigmoid: ("log_sigmoid", ()),
+    nn.Tanh: ("tanh", ()),
+    nn.Softplus: ("softplus", ("beta", "threshold")),
+    nn.Softsign: ("softsign", ()),
+    nn.SiLU: ("silu", ()),
+    nn.Mish: ("mish", ()),
+    nn.Hardswish: ("hardswish", ()),
+    nn.GELU: ("gelu", ()),
+}
+
+FUNCTIONS: dict[Callable[..., Any], str] = {
+    torch.relu: "relu",
+    F.relu: "relu",
+    F.leaky_relu: "leaky_relu",
+    F.relu6: "relu6",
+    F.elu: "elu",
+    torch.selu: "selu",
+    F.selu: "selu",
+    torch.celu: "celu",
+    F.celu: "celu",
+    torch.sigmoid: "sigmoid",
+    F.sigmoid: "sigmoid",
+    F.hardsigmoid: "hardsigmoid",
+    F.logsigmoid: "log_sigmoid",
+    torch.tanh: "tanh",
+    F.tanh: "tanh",
+    F.softplus: "softplus",
+    F.softsign: "softsign",
+    F.silu: "silu",
+    F.mish: "mish",
+    F.hardswish: "hardswish",
+    F.gelu: "gelu",
+    torch.sin: "sine",
+}
+
+
+def activations() -> list[str]:
+    """The sorted names of all registered activations."""
+    return sorted(ACTIVATIONS)
+
+
+def activation_of(spec: Any, call: str) -> Activation:
+    """The activation that ``spec`` means, with torch's default parameters unless it carries others.
+
+    spec: a name or alias, None (identity), an activation module such as nn.LeakyReLU(0.1), a
+        function such as F.gelu, or an Activation. call: the caller's name, for the message.
+
+    Raises ValueError for an unknown name or an impossible parameter, TypeError for another object.
+    """
+    if type(spec) is Activation:
+        return spec
+    if isinstance(spec, str):
+        if spec in ACTIVATIONS:
+            return ACTIVATIONS[spec]
+        name = ALIASES.get(spec.lower(), spec.lower())
+        if name in ACTIVATIONS:
+            return ACTIVATIONS[name]
+        raise ValueError(f"manualgrad.{call}: unknown activation {spec!r}{_suggestion(spec)}")
+    if spec is None:
+        return ACTIVATIONS["identity"]
+    if isinstance(spec, nn.Module):
+        return _activation_of_module(spec, call)
+    try:
+        return ACTIVATIONS[FUNCTIONS[spec]]
+    except (KeyError, TypeError):
+        raise TypeError(
+            f"manualgrad.{call}: {spec!r} is not an activation; give one of the names "
+            f"{', '.join(activations())}, a torch activation module such as nn.LeakyReLU(0.1), or "
+            f"a function such as F.gelu (new ones: manualgrad.register_activation)"
+        ) from None
+
+
+def _activation_of_module(module: nn.Module, call: str) -> Activation:
+    if type(module) not in MODULES:
+        known = ", ".join(sorted(kind.__name__ for kind in MODULES))
+        raise TypeError(
+            f"manualgrad.{call}: no hand-derived activation for the module "
+            f"{type(module).__name__}; there is one for {known}"
+        )
+    name, attributes = MODULES[type(module)]
+    if isinstance(module, nn.GELU) and module.approximate == "tanh":
+        name = "gelu_tanh"
+    parameters = tuple((key, float(getattr(module, key))) for key in attributes)
+    if parameters == _defaults(name, attributes):
+        return ACTIVATIONS[name]
+    if name == "leaky_relu" and parameters[0][1] < 0:
+        raise ValueError(
+            f"manualgrad.{call}: {module} has a negative slope below 0, so its output does not "
+            f"tell the sign of its input; use a slope >= 0"
+        )
+    return recall(name, parameters)
+
+
+@functools.cache
+def _defaults(name: str, attributes: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
+    keywords = dict(zip(attributes, ACTIVATIONS[name].sigma.__defaults__ or (), strict=True))
+    return tuple(keywords.items())
+
+
+def _suggestion(name: str) -> str:
+    close = difflib.get_close_matches(name.lower(), [*ACTIVATIONS, *ALIASES], n=1)
+    guess = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{guess}; known names: {', '.join(activations())}"

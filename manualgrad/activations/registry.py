@@ -1,0 +1,123 @@
+"""The record of an activation: sigma, sigma', sigma'' and what backward must keep for them."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, eq=False)
+class Activation:
+    """An elementwise activation with its first two derivatives.
+
+    sigma:        a = sigma(z)
+    sigma_prime:  sigma'(z), written in z or in a; the parameter's name says which
+    sigma_second: sigma''(z), written in the same tensor as sigma_prime
+    oracle:       an independent implementation of sigma, used only to judge ours
+    kinks:        points where sigma' or sigma'' jumps; finite differences step around them
+    parameters:   (name, value) pairs that differ from torch's defaults, bound into all four
+    """
+
+    name: str
+    sigma: Callable[[Any], Any]
+    sigma_prime: Callable[[Any], Any]
+    sigma_second: Callable[[Any], Any]
+    oracle: Callable[[Any], Any]
+    kinks: tuple[float, ...] = ()
+    parameters: tuple[tuple[str, float], ...] = ()
+
+    @functools.cached_property
+    def keeps(self) -> str:
+        """'z' or 'a': the tensor that sigma_prime is a function of."""
+        return next(iter(inspect.signature(self.sigma_prime).parameters))
+
+    @functools.cached_property
+    def is_identity(self) -> bool:
+        """sigma(z) = z: nothing to keep and nothing to multiply by."""
+        return self.name == "identity"
+
+    @functools.lru_cache(maxsize=256)  # noqa: B019  records live as long as the process
+    def with_parameters(self, *parameters: tuple[str, float]) -> "Activation":
+        """The same activation with other constants, e.g. ("negative_slope", 0.1)."""
+        bound = dict(parameters)
+        return Activation(
+            self.name,
+            *(functools.partial(f, **bound) for f in (self.sigma, self.sigma_prime)),
+            functools.partial(self.sigma_second, **bound),
+            functools.partial(self.oracle, **bound),
+            self.kinks,
+            parameters,
+        )
+
+    def __str__(self) -> str:
+        constants = ", ".join(f"{name}={value:g}" for name, value in self.parameters)
+        return f"{self.name}({constants})" if constants else self.name
+
+    def __reduce__(self):
+        return recall, (self.name, self.parameters)
+
+
+ACTIVATIONS: dict[str, Activation] = {}
+
+
+def recall(name: str, parameters: tuple[tuple[str, float], ...] = ()) -> Activation:
+    """The registered record: what a pickle or a deep copy of an Activation turns into."""
+    if name not in ACTIVATIONS:
+        raise ValueError(
+            f"activation {name!r} is not registered in this process; "
+            f"call manualgrad.register_activation before loading what was saved with it"
+        )
+    act = ACTIVATIONS[name]
+    return act.with_parameters(*parameters) if parameters else act
+
+
+def register(
+    sigma: Callable[[Any], Any],
+    sigma_prime: Callable[[Any], Any],
+    sigma_second: Callable[[Any], Any],
+    *,
+    oracle: Callable[[Any], Any],
+    kinks: tuple[float, ...] = (),
+) -> None:
+    """Add an activation under sigma's own name (public name: register_activation).
+
+    Write the three formulas with the functions of ``manualgrad.formula``, so that SymPy and
+    Triton can read them too. The first parameter of sigma_prime and of sigma_second is named
+    ``z`` if the formula is in the pre-activation, ``a`` if it is in the output: it declares which
+    tensor backward keeps. sigma's is always ``z``. Further parameters are float constants with
+    defaults, the same in all three.
+
+    oracle: an independent implementation of sigma, e.g. torch's own, which judges ours.
+    kinks: points where sigma' or sigma'' jumps.
+
+    Raises TypeError for a formula that is not a function of z or a, ValueError for a taken name.
+    """
+    call = "manualgrad.register_activation"
+    kept = []
+    for role, formula in (
+        ("sigma", sigma),
+        ("sigma_prime", sigma_prime),
+        ("sigma_second", sigma_second),
+    ):
+        if not inspect.isfunction(formula):
+            raise TypeError(f"{call}: {role} must be a plain function, got {formula!r}")
+        allowed = ("z",) if role == "sigma" else ("z", "a")
+        first = next(iter(inspect.signature(formula).parameters), None)
+        if first not in allowed:
+            raise TypeError(
+                f"{call}: the first parameter of {role} is {first!r}; name it "
+                f"{' or '.join(map(repr, allowed))}, which says what tensor it is a function of"
+            )
+        kept.append(first)
+    if kept[1] != kept[2]:
+        raise TypeError(
+            f"{call}: sigma_prime is written in {kept[1]!r} but sigma_second in {kept[2]!r}; "
+            f"write both in the same tensor, the one that backward keeps"
+        )
+    if not callable(oracle):
+        raise TypeError(f"{call}: oracle must be callable, got {oracle!r}")
+    name = sigma.__name__
+    if name in ACTIVATIONS:
+        raise ValueError(f"{call}: {name!r} is already registered; rename the function")
+    ACTIVATIONS[name] = Activation(name, sigma, sigma_prime, sigma_second, oracle, tuple(kinks))

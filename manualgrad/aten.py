@@ -1,0 +1,123 @@
+"""The five operations of manualgrad.equations on ATen's one-pass kernels, for plain tensors.
+
+The equations are the same; what changes is how many passes over memory the elementwise half
+takes. ONE_PASS names, per activation, ATen's kernel for sigma(z) and its kernel for
+adjoint * sigma'(s). An activation without a row is computed by its formulas. The tests hold every
+row to the formulas, infinities included.
+"""
+
+import functools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from manualgrad.activations import Activation
+from manualgrad.activations.gates import FAR
+from manualgrad.activations.rectifiers import SELU_ALPHA, SELU_SCALE
+from manualgrad.equations import bp3_bias_gradient, times_sigma_prime
+from manualgrad.formula import rounded_once
+
+__all__ = [
+    "bp1_output_error",
+    "bp2_propagate_error",
+    "bp3_bias_gradient",
+    "bp4_weight_gradient",
+    "linear_act_forward",
+    "output",
+]
+
+A = torch.ops.aten
+ELU = A.elu_backward.default  # (adjoint, alpha, scale, input_scale, is_result, z)
+
+
+def _tail(sigma: Callable) -> Callable:
+    """sigma(z) where ATen's own kernel multiplies -inf by 0."""
+    return lambda z: sigma(z.clamp(min=-FAR))
+
+
+def _tails(times_prime: Callable) -> Callable:
+    """adjoint * sigma'(z) where ATen's own kernel multiplies +-inf by 0."""
+    return lambda v, z: times_prime(v, z.clamp(min=-FAR, max=FAR))
+
+
+def _gelu(z):
+    # ATen's vectorised erf(inf) is NaN; from FAR on, z Phi(z) is z itself
+    return torch.maximum(F.gelu(z.clamp(min=-FAR, max=FAR)), F.threshold(z, FAR, -1.0))
+
+
+# name: (sigma(z, **parameters), adjoint * sigma'(s, **parameters)), s as the activation keeps it.
+# Where a is kept, sigma overwrites z: z is fresh from the product and nobody else's.
+ONE_PASS: dict[str, tuple[Callable, Callable]] = {
+    "relu": (torch.relu_, lambda v, a: A.threshold_backward.default(v, a, 0)),
+    "leaky_relu": (
+        F.leaky_relu_,
+        lambda v, a, negative_slope=0.01: A.leaky_relu_backward.default(v, a, negative_slope, True),
+    ),
+    "relu6": (
+        lambda z: F.hardtanh_(z, 0.0, 6.0),
+        lambda v, a: A.hardtanh_backward.default(v, a, 0, 6),
+    ),
+    "sigmoid": (torch.sigmoid_, A.sigmoid_backward.default),
+    "tanh": (torch.tanh_, A.tanh_backward.default),
+    "elu": (F.elu, lambda v, z, alpha=1.0: ELU(v, alpha, 1, 1, False, z)),
+    "selu": (F.selu, lambda v, z: ELU(v, SELU_ALPHA, SELU_SCALE, 1, False, z)),
+    "celu": (F.celu, lambda v, z, alpha=1.0: ELU(v, alpha, 1, 1 / alpha, False, z)),
+    "hardsigmoid": (F.hardsigmoid, A.hardsigmoid_backward.default),
+    "softplus": (
+        F.softplus,
+        lambda v, z, beta=1.0, threshold=20.0: A.softplus_backward.default(v, z, beta, threshold),
+    ),
+    "silu": (_tail(F.silu), _tails(A.silu_backward.default)),
+    "mish": (_tail(F.mish), _tails(A.mish_backward.default)),
+    "hardswish": (_tail(F.hardswish), A.hardswish_backward.default),
+    "gelu": (_gelu, _tails(A.gelu_backward.default)),
+    "gelu_tanh": (
+        _tail(lambda z: F.gelu(z, approximate="tanh")),
+        _tails(lambda v, z: A.gelu_backward.default(v, z, approximate="tanh")),
+    ),
+}
+
+
+@functools.lru_cache(maxsize=256)
+def kernels_of(act: Activation) -> tuple[Callable, Callable]:
+    """(sigma(z), adjoint * sigma'(s)) with act's parameters: ATen's, or the formulas."""
+    if act.name not in ONE_PASS:
+        return functools.partial(rounded_once, act.sigma), functools.partial(times_sigma_prime, act)
+    kernels = ONE_PASS[act.name]
+    if not act.parameters:
+        return kernels
+    sigma, times_prime = (functools.partial(k, **dict(act.parameters)) for k in kernels)
+    return sigma, times_prime
+
+
+def linear_act_forward(x, weight, bias, act):
+    """a = sigma(x W^T + b).  x (M, K), weight (N, K), bias (N,) or None.  Returns (a, s)."""
+    z = F.linear(x, weight, bias)
+    if act.is_identity:
+        return z, z
+    a = kernels_of(act)[0](z)
+    return a, (z if act.keeps == "z" else a)
+
+
+def bp1_output_error(grad_a, s, act):
+    """BP1: delta^L = grad_a C * sigma'(z^L).  grad_a, s (M, N).  Returns (delta, rows)."""
+    delta = grad_a if act.is_identity else kernels_of(act)[1](grad_a, s)
+    return delta, delta
+
+
+def bp2_propagate_error(delta, weight, s, act, skip=None, with_a=True):
+    """BP2: delta^l = (delta^{l+1} W^{l+1}) * sigma'(z^l).  Returns (delta^l, rows, a^l)."""
+    adjoint = delta.mm(weight) if skip is None else torch.addmm(skip, delta, weight)
+    below = adjoint if act.is_identity else kernels_of(act)[1](adjoint, s)
+    return below, below, (output(s, act) if with_a else None)
+
+
+def bp4_weight_gradient(delta, x):
+    """BP4: grad_W C = delta^T a^{l-1}, summed over examples.  Returns (N, K)."""
+    return delta.t().mm(x)
+
+
+def output(s, act):
+    """a^l from s^l, as kept."""
+    return s if act.keeps == "a" or act.is_identity else kernels_of(act)[0](s)

@@ -1,0 +1,44 @@
+"""The private names of torch that we lean on, each with a safe default: the slower path."""
+
+from typing import Any
+
+import torch
+
+transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+"""True inside torch.func.vmap, grad, ...: a Function must then go through its own ``apply``."""
+
+any_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
+"""True inside torch.autocast for some device; compat.autocast_dtype says for which."""
+
+
+def release_saved_tensors(ctx) -> None:
+    """Let go of ctx's saved tensors now, unless the graph is retained or being traced.
+
+    The caller holds them in a list and pops them as it walks down, so each is freed as soon as
+    its layer is done. Without this every one would live until backward returns.
+    """
+    release = getattr(ctx, "maybe_clear_saved_tensors", None)
+    if release is not None and not torch.compiler.is_compiling():
+        release()
+
+
+def autocast_dtype(tensor: Any) -> torch.dtype | None:
+    """The dtype that autocast wants on tensor's device, None where autocast is off."""
+    if not isinstance(tensor, torch.Tensor):
+        return None
+    device = tensor.device.type
+    try:
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    except RuntimeError:  # a device that autocast does not know, such as "meta"
+        return None
+
+
+def weight_and_bias(layer: torch.nn.Linear) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """layer.weight, layer.bias, read from where nn.Module's own (slow) attribute lookup ends.
+
+    A parametrised or pruned layer keeps them elsewhere: there the attributes are read.
+    """
+    own = layer.__dict__.get("_parameters", {})
+    if "weight" in own and "bias" in own:
+        return own["weight"], own["bias"]
+    return layer.weight, layer.bias

@@ -1,0 +1,310 @@
+"""The autograd Functions: a chain of layers is one node, and its backward is BP1 to BP4.
+
+One node, because BP2 spans two layers: cut at a^l, no node would hold both delta^{l+1} W^{l+1}
+and sigma'(z^l), and their product would cost a pass of its own.
+
+Gradients of gradients. Besides a^L the node returns, hidden from the caller, the s^l that backward
+keeps. When backward itself is to be differentiated (create_graph=True) it runs on the reference
+equations with the s^l as variables; the adjoint that this sends to a hidden s^l is added where s^l
+was made, as any successor's is (eq. 13). Second and higher derivatives thus need no rule of their
+own beyond sigma'', and no second forward pass.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from manualgrad import compat, equations
+from manualgrad.activations import ACTIVATIONS, Activation
+from manualgrad.backends import backend_for
+
+IDENTITY = ACTIVATIONS["identity"]
+
+
+class LinearActFunction(Function):
+    """a = sigma(x W^T + b), one layer: the four equations in a row."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, act: Activation, weight: Tensor, bias: Tensor | None):
+        """x (M, K), weight (N, K), bias (N,) or None.  Returns (a, z) if sigma' keeps z, else (a,)."""
+        a, s = backend_for(x).linear_act_forward(x, weight, bias, act)
+        return (a, s) if hides_z(act) else (a,)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        x, ctx.act, weight, _ = inputs
+        ctx.shape = output[0].shape
+        ctx.set_materialize_grads(False)
+        needs_x, _, needs_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(
+            x if needs_weight else None,
+            weight if needs_x else None,
+            None if ctx.act.is_identity else output[-1],
+        )
+
+    @staticmethod
+    def backward(ctx: Any, grad_a: Tensor | None, grad_z: Tensor | None = None):
+        act, (needs_x, _, needs_weight, needs_bias) = ctx.act, ctx.needs_input_grad
+        grad_a = _adjoint(ctx, grad_a, (grad_z,))
+        if grad_a is None:
+            return None, None, None, None
+        x, weight, s = ctx.saved_tensors
+        ops = _backward_backend(grad_a)
+        if ops is equations:
+            act = differentiable(act)
+        grad_x = grad_weight = grad_bias = None
+        delta, rows = ops.bp1_output_error(grad_a, s, act)
+        if grad_z is not None:
+            delta = rows = delta + grad_z
+        if needs_bias:
+            grad_bias = ops.bp3_bias_gradient(rows)
+        if needs_x:  # the input is its own activation
+            grad_x, _, _ = ops.bp2_propagate_error(delta, weight, x, IDENTITY, with_a=False)
+        if needs_weight:
+            grad_weight = ops.bp4_weight_gradient(delta, x)
+        return grad_x, None, grad_weight, grad_bias
+
+
+def hides_z(act: Activation) -> bool:
+    """z is a hidden output next to a: sigma' is written in it."""
+    return act.keeps == "z" and not act.is_identity
+
+
+class Chain:
+    """What a chain is besides its tensors.
+
+    acts: acts[l] for l = 1..L; acts[0], the input's, is identity. depth: L.
+    recompute: keep only the input and the parameters; backward walks forward once more.
+    hides_top: z^L is a hidden output, because sigma' of the top layer is written in it.
+    """
+
+    __slots__ = ("acts", "depth", "hides_top", "recompute")
+
+    def __init__(self, acts: tuple[Activation, ...], recompute: bool = False):
+        self.acts, self.depth, self.recompute = acts, len(acts) - 1, recompute
+        self.hides_top = hides_z(acts[-1])
+
+
+# MLPFunction's inputs, and so its gradients: x, chain, W^1, b^1, ..., W^L, b^L. W^l is number 2l.
+
+
+def forward_pass(chain: Chain, x: Tensor, params: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """Walks l = 1..L.  Returns (a^L, s^1, ..., s^{L-1}), and z^L last if the chain hides it."""
+    ops, a, hidden = backend_for(x), x, []
+    for l in range(1, chain.depth + 1):
+        a, s = ops.linear_act_forward(a, params[2 * l - 2], params[2 * l - 1], chain.acts[l])
+        hidden.append(s)
+    if not chain.hides_top:
+        hidden.pop()
+    return a, *hidden
+
+
+def backward_pass(ops: ModuleType, chain: Chain, grad_a, weights, s, needs, grad_s):
+    """BP1 at the top, then BP3, BP2, BP4 per layer, down to the lowest tensor that needs it.
+
+    weights W^1..W^L and s^0..s^L as kept_for_backward returns them; s is emptied on the way, so
+    that each tensor dies once used. grad_s: the adjoints sent to the hidden s^1, s^2, ...
+    Returns the gradients in the order of MLPFunction's inputs, None where ``needs`` is False.
+    """
+    grads: list[Tensor | None] = [None] * len(needs)
+    lowest = lowest_needed(needs)
+    sent = dict(enumerate(grad_s, start=1))  # sent[l]: to s^l, from outside the chain
+    delta, rows = ops.bp1_output_error(grad_a, s.pop(), chain.acts[-1])
+    if sent.get(chain.depth) is not None:
+        delta = rows = delta + sent[chain.depth]
+    for l in range(chain.depth, 0, -1):
+        act, s_below, a, below = chain.acts[l - 1], s.pop(), None, None
+        if needs[2 * l + 1]:
+            grads[2 * l + 1] = ops.bp3_bias_gradient(rows)
+        if l > lowest:
+            skip = sent.get(l - 1)
+            to_a, to_z = (skip, None) if act.keeps == "a" else (None, skip)
+            below, rows, a = ops.bp2_propagate_error(
+                delta, weights[l - 1], s_below, act, skip=to_a, with_a=needs[2 * l]
+            )
+            if to_z is not None:
+                below = rows = below + to_z
+        elif needs[2 * l]:
+            a = ops.output(s_below, act)
+        if needs[2 * l]:
+            grads[2 * l] = ops.bp4_weight_gradient(delta, a)
+        if below is None:
+            return grads
+        delta = below
+    grads[0] = delta
+    return grads
+
+
+def lowest_needed(needs: Sequence[bool]) -> int:
+    """The lowest layer with a tensor that needs a gradient; 0 if the input does."""
+    return needs.index(True) // 2 if True in needs else len(needs)
+
+
+def kept_for_backward(needs, x, chain: Chain, params, output) -> list[Tensor | None]:
+    """W^1..W^L, s^0..s^L with s^0 = x; None for each that the gradients asked for do without.
+
+    BP2 at layer l wants W^{l+1} and s^l, BP4 wants a^{l-1}; below the lowest layer nothing runs.
+    """
+    lowest, depth = lowest_needed(needs), chain.depth
+    s = [x, *output[1:]]
+    if not chain.hides_top:
+        s.append(output[0])
+    weights = [params[2 * l - 2] if l > lowest else None for l in range(1, depth + 1)]
+    for l, act in enumerate(chain.acts):
+        for_sigma_prime = l >= lowest and not act.is_identity
+        for_weight = l < depth and needs[2 * l + 2]
+        if not (for_sigma_prime or for_weight):
+            s[l] = None
+    return [*weights, *s]
+
+
+class MLPFunction(Function):
+    """sigma^L(... sigma^1(x W1^T + b1) ... WL^T + bL) as one node of the autograd graph."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, chain: Chain, *params: Tensor | None) -> tuple[Tensor, ...]:
+        """x (M, K); params W1 (N1, K), b1 (N1,) or None, W2, b2, ...  Returns (a^L, hidden s)."""
+        output = forward_pass(chain, x, params)
+        return output[:1] if chain.recompute else output
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        x, chain, *params = inputs
+        ctx.chain, ctx.shape = chain, output[0].shape
+        ctx.set_materialize_grads(False)
+        if chain.recompute:
+            ctx.save_for_backward(x, *params)
+        else:
+            needs = ctx.needs_input_grad
+            ctx.save_for_backward(*kept_for_backward(needs, x, chain, params, output))
+
+    @staticmethod
+    def backward(ctx: Any, grad_a: Tensor | None, *grad_s: Tensor | None):
+        chain, needs = ctx.chain, ctx.needs_input_grad
+        grad_a = _adjoint(ctx, grad_a, grad_s)
+        if grad_a is None:
+            return (None,) * len(needs)
+        saved = list(ctx.saved_tensors)
+        compat.release_saved_tensors(ctx)
+        if chain.recompute:
+            chain = Chain(chain.acts)
+            x, *params = saved
+            saved = kept_for_backward(needs, x, chain, params, mlp(x, chain, *params))
+            del x, params
+        weights, s = saved[: chain.depth], saved[chain.depth :]
+        del saved
+        ops = _backward_backend(grad_a)
+        if ops is equations:
+            chain = Chain(tuple(map(differentiable, chain.acts)))
+        return tuple(backward_pass(ops, chain, grad_a, weights, s, needs, grad_s))
+
+
+def _adjoint(ctx: Any, grad_a: Tensor | None, grad_s: Sequence[Tensor | None]) -> Tensor | None:
+    """grad_a, zeros if only hidden outputs were used (by a second derivative), None if none was."""
+    if grad_a is None:
+        sent = next((g for g in grad_s if g is not None), None)
+        return None if sent is None else sent.new_zeros(ctx.shape)
+    return grad_a
+
+
+def _backward_backend(grad_a: Tensor) -> ModuleType:
+    """The equations where gradients will themselves be differentiated, else the fastest module."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return equations
+    return backend_for(grad_a)
+
+
+def shortest_apply(function: type[Function]) -> Callable[..., Any]:
+    """function.apply without its Python prologue, a call of inspect.signature, where that is sound.
+
+    It is not inside torch.func transforms and tracers, which do their work in that prologue.
+    """
+    directly = super(Function, function).apply
+
+    def apply(*inputs):
+        if compat.transforms_active() or torch.compiler.is_compiling():
+            return function.apply(*inputs)
+        return directly(*inputs)
+
+    return apply
+
+
+linear_act = shortest_apply(LinearActFunction)  # (x, act, weight, bias) -> (a, hidden z if any)
+mlp = shortest_apply(MLPFunction)  # (x, chain, W1, b1, ...) -> (a^L, hidden s...)
+
+
+class Sigma(Function):
+    """a = sigma(z); its derivative is sigma', by the record and not by differentiating the text."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor, act: Activation) -> Tensor:
+        return act.sigma(z)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        z, ctx.act = inputs
+        ctx.save_for_backward(z)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor):
+        (z,) = ctx.saved_tensors
+        return grad * SigmaPrime.apply(z, ctx.act), None
+
+
+class SigmaPrime(Function):
+    """sigma'(z); its derivative is sigma''. Autograd through sigma'''s own text gives the third."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor, act: Activation) -> Tensor:
+        return act.sigma_prime(z)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        z, ctx.act = inputs
+        ctx.save_for_backward(z)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor):
+        (z,) = ctx.saved_tensors
+        return grad * ctx.act.sigma_second(z), None
+
+
+@functools.lru_cache(maxsize=256)
+def differentiable(act: Activation) -> Activation:
+    """The same activation where sigma and sigma' are themselves to be differentiated.
+
+    Formulas in z go through sigma' and sigma'' by hand: autograd through the text of, say,
+    z / (1 + e^-z) is NaN where e^-z overflows. Formulas in a are polynomials and branches, which
+    autograd differentiates exactly; one that is constant on each branch has the derivative 0, and
+    not none at all.
+    """
+    if act.is_identity:
+        return act
+    if act.keeps == "a":
+        return replace(act, sigma_prime=lambda a: _depending_on(a, act.sigma_prime(a)))
+    return replace(
+        act,
+        sigma=lambda z: Sigma.apply(z, act),
+        sigma_prime=lambda z: SigmaPrime.apply(z, act),
+    )
+
+
+def _depending_on(a: Tensor, value: Tensor) -> Tensor:
+    """value, as a node of the graph that a belongs to."""
+    if value.requires_grad or not a.requires_grad:
+        return value
+    return torch.where(torch.zeros((), dtype=torch.bool, device=a.device), a, value)

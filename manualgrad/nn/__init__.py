@@ -1,0 +1,6 @@
+"""Modules: torch's parameter names, shapes, initialisation and state_dict, our backward pass."""
+
+from manualgrad.nn.linear import Linear
+from manualgrad.nn.mlp import MLP
+
+__all__ = ["MLP", "Linear"]

@@ -1,0 +1,172 @@
+"""A chain of fused layers as a module."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from manualgrad import compat
+from manualgrad.activations import activation_of
+from manualgrad.functional import mlp
+from manualgrad.functions import IDENTITY
+from manualgrad.nn.linear import Linear, check_width
+
+
+class MLP(nn.Module):
+    """A multi-layer perceptron (eq. 4) that is one node of the autograd graph.
+
+    sizes: L + 1 widths, input first. activation: of the L - 1 hidden layers; one for all, or a
+    list. out_activation: of the last layer. bias: every layer learns one. recompute: keep only the
+    input for backward and compute the layers once more (memory independent of depth).
+    residual, shared: not available yet.
+
+    ``layers[i]`` is a manualgrad.nn.Linear: layers.0.weight (N_1, N_0), layers.0.bias (N_1,), ...;
+    under the same seed the initial values are those of the torch.nn.Linear's of the same sizes,
+    made in the same order. forward() runs the whole chain at once, so forward hooks on a layer are
+    not called.
+
+    forward: input (..., sizes[0]) -> (..., sizes[-1]).
+    Raises ValueError for fewer than two sizes or an unknown activation, TypeError for other kinds.
+    """
+
+    layers: nn.ModuleList
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        activation: Any = "relu",
+        *,
+        out_activation: Any = "identity",
+        bias: bool = True,
+        residual: str | None = None,
+        branch_scale: float | str = "auto",
+        shared: bool = False,
+        recompute: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if residual is not None or shared or branch_scale != "auto":
+            raise NotImplementedError(
+                "manualgrad.nn.MLP: residual, branch_scale and shared are not available yet; add "
+                "the skip outside, x + mlp(x), or pass one tensor several times to manualgrad.mlp"
+            )
+        acts = _activations(sizes, activation, out_activation)
+        self.layers = nn.ModuleList(
+            Linear(inputs, outputs, bias, device, dtype, activation=act)
+            for inputs, outputs, act in zip(sizes[:-1], sizes[1:], acts, strict=True)
+        )
+        self.recompute = bool(recompute)
+
+    @classmethod
+    def from_sequential(cls, seq: nn.Sequential, *, recompute: bool = False) -> "MLP":
+        """The same network as an MLP that holds the caller's own Parameters.
+
+        seq: torch.nn.Linear's, each followed by an activation module or by none; nested
+        Sequentials are read in order, Identity and Dropout(p=0) are passed over. Later changes of
+        its Parameters are seen by both. state_dict keys are the MLP's: layers.0.weight, ...
+
+        Raises TypeError for a module without a hand-derived rule, ValueError where the order is
+        not linear, activation, linear, ..., or where a module carries hooks that would be lost.
+        """
+        if not isinstance(seq, nn.Sequential):
+            raise TypeError(
+                f"manualgrad.nn.MLP.from_sequential: expected a torch.nn.Sequential, got "
+                f"{type(seq).__name__}"
+            )
+        layers: list[Linear] = []
+        for name, module in _flattened(seq, ""):
+            if _passes_through(module):
+                continue
+            _refuse_hooks(name, module)
+            if isinstance(module, nn.Linear):
+                layers.append(_layer_around(name, module))
+                continue
+            act = activation_of(module, f"nn.MLP.from_sequential at {name!r}")
+            if not layers or not layers[-1].activation.is_identity:
+                raise ValueError(
+                    f"manualgrad.nn.MLP.from_sequential: {type(module).__name__} at {name!r} does "
+                    f"not follow a Linear; each Linear takes at most one activation"
+                )
+            layers[-1].activation = act
+        if not layers:
+            raise ValueError("manualgrad.nn.MLP.from_sequential: there is no Linear in it")
+        net = cls.__new__(cls)
+        nn.Module.__init__(net)
+        net.layers = nn.ModuleList(layers)
+        net.recompute = bool(recompute)
+        return net.train(seq.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        weights, biases, acts = [], [], []
+        for layer in self.layers:
+            weight, bias = compat.weight_and_bias(layer)
+            weights.append(weight)
+            biases.append(bias)
+            acts.append(layer.activation)
+        return mlp(input, weights, biases, acts, recompute=self.recompute)
+
+    def extra_repr(self) -> str:
+        return "recompute=True" if self.recompute else ""
+
+
+def _activations(sizes: Any, activation: Any, out_activation: Any) -> list[Any]:
+    """One activation per layer, after the sizes were checked."""
+    if not isinstance(sizes, Sequence) or isinstance(sizes, str):
+        raise TypeError(f"manualgrad.nn.MLP: sizes must be a list of ints, got {sizes!r}")
+    for i, size in enumerate(sizes):
+        check_width("nn.MLP", f"sizes[{i}]", size)
+    if len(sizes) < 2:
+        raise ValueError(
+            f"manualgrad.nn.MLP: sizes is {list(sizes)}; give at least the input's and the "
+            f"output's width"
+        )
+    hidden = len(sizes) - 2
+    many = list(activation) if isinstance(activation, (list, tuple)) else [activation] * hidden
+    if len(many) != hidden:
+        raise ValueError(
+            f"manualgrad.nn.MLP: {hidden} hidden layers but {len(many)} activations; give one per "
+            f"hidden layer, or a single one for all (the last layer's is out_activation)"
+        )
+    return [activation_of(spec, "nn.MLP") for spec in (*many, out_activation)]
+
+
+def _flattened(seq: nn.Sequential, prefix: str):
+    for name, module in seq.named_children():
+        if type(module) is nn.Sequential:
+            _refuse_hooks(prefix + name, module)
+            yield from _flattened(module, f"{prefix}{name}.")
+        else:
+            yield prefix + name, module
+
+
+def _passes_through(module: nn.Module) -> bool:
+    return type(module) is nn.Identity or (type(module) is nn.Dropout and module.p == 0)
+
+
+def _layer_around(name: str, module: nn.Linear) -> Linear:
+    """A manualgrad.nn.Linear that holds module's own Parameters."""
+    if type(module) not in (nn.Linear, Linear):
+        raise TypeError(
+            f"manualgrad.nn.MLP.from_sequential: {name!r} is a {type(module).__name__}, which may "
+            f"compute something else than torch.nn.Linear (a parametrised layer does)"
+        )
+    layer = Linear(
+        module.in_features,
+        module.out_features,
+        module.bias is not None,
+        device="meta",
+        activation=module.activation if isinstance(module, Linear) else IDENTITY,
+    )
+    layer.weight, layer.bias = module.weight, module.bias
+    return layer
+
+
+def _refuse_hooks(name: str, module: nn.Module) -> None:
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if any(getattr(module, kind, None) for kind in hooks):
+        raise ValueError(
+            f"manualgrad.nn.MLP.from_sequential: {type(module).__name__} at {name!r} has hooks, "
+            f"which a chain would not call; remove them first"
+        )

@@ -1,0 +1,64 @@
+"""What several test modules share."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from manualgrad.activations import ACTIVATIONS
+
+NAMES = sorted(ACTIVATIONS)
+
+# torch's own module for each activation: the other implementation of forward and backward
+MODULES = {
+    "celu": nn.CELU(),
+    "elu": nn.ELU(),
+    "gelu": nn.GELU(),
+    "gelu_tanh": nn.GELU(approximate="tanh"),
+    "hardsigmoid": nn.Hardsigmoid(),
+    "hardswish": nn.Hardswish(),
+    "identity": nn.Identity(),
+    "leaky_relu": nn.LeakyReLU(),
+    "log_sigmoid": nn.LogSigmoid(),
+    "mish": nn.Mish(),
+    "relu": nn.ReLU(),
+    "relu6": nn.ReLU6(),
+    "selu": nn.SELU(),
+    "sigmoid": nn.Sigmoid(),
+    "silu": nn.SiLU(),
+    "softplus": nn.Softplus(),
+    "softsign": nn.Softsign(),
+    "tanh": nn.Tanh(),
+}
+
+
+def native(name):
+    """sigma as torch writes it, differentiated by torch's own autograd."""
+    others = {
+        "gaussian": lambda z: torch.exp(-(z * z)),
+        "quick_gelu": lambda z: z * torch.sigmoid(1.702 * z),
+        "relu_squared": lambda z: torch.relu(z) * torch.relu(z),
+        "sine": torch.sin,
+    }
+    return MODULES.get(name) or others[name]
+
+
+def native_mlp(x, weights, biases, names):
+    for weight, bias, name in zip(weights, biases, names, strict=True):
+        x = native(name)(F.linear(x, weight, bias))
+    return x
+
+
+def f64(*shape, requires_grad=True):
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=requires_grad)
+
+
+def off_kinks(act, x, weight, bias=None, distance=1e-3):
+    """x, shifted until no pre-activation is near a kink, where finite differences mislead."""
+    with torch.no_grad():
+        for _ in range(100):
+            z = F.linear(x, weight, bias)
+            near = [(z - kink).abs().min() for kink in act.kinks if z.numel()]
+            if not near or min(near) > distance:
+                return x
+            x += torch.randn_like(x) * 0.1
+    raise RuntimeError("no x found away from the kinks")
