@@ -2,8 +2,9 @@
 
 The equations are the same; what changes is how many passes over memory the elementwise half
 takes. ONE_PASS names, per activation, ATen's kernel for sigma(z) and its kernel for
-adjoint * sigma'(s). An activation without a row is computed by its formulas. The tests hold every
-row to the formulas, infinities included.
+adjoint * sigma'(s). An activation without a row is computed by its formulas: ATen has no kernel for
+it, or (hardsigmoid) one whose 1/6 is a float32 in float64 too. The tests hold every row to the
+formulas, infinities included.
 """
 
 import functools
@@ -63,7 +64,6 @@ ONE_PASS: dict[str, tuple[Callable, Callable]] = {
     "elu": (F.elu, lambda v, z, alpha=1.0: ELU(v, alpha, 1, 1, False, z)),
     "selu": (F.selu, lambda v, z: ELU(v, SELU_ALPHA, SELU_SCALE, 1, False, z)),
     "celu": (F.celu, lambda v, z, alpha=1.0: ELU(v, alpha, 1, 1 / alpha, False, z)),
-    "hardsigmoid": (F.hardsigmoid, A.hardsigmoid_backward.default),
     "softplus": (
         F.softplus,
         lambda v, z, beta=1.0, threshold=20.0: A.softplus_backward.default(v, z, beta, threshold),
@@ -79,16 +79,15 @@ ONE_PASS: dict[str, tuple[Callable, Callable]] = {
 }
 
 
-@functools.lru_cache(maxsize=256)
 def kernels_of(act: Activation) -> tuple[Callable, Callable]:
     """(sigma(z), adjoint * sigma'(s)) with act's parameters: ATen's, or the formulas."""
-    if act.name not in ONE_PASS:
+    kernels = ONE_PASS.get(act.name)
+    if kernels is None:
         return functools.partial(rounded_once, act.sigma), functools.partial(times_sigma_prime, act)
-    kernels = ONE_PASS[act.name]
-    if not act.parameters:
-        return kernels
-    sigma, times_prime = (functools.partial(k, **dict(act.parameters)) for k in kernels)
-    return sigma, times_prime
+    if act.parameters:
+        sigma, times_prime = (functools.partial(k, **dict(act.parameters)) for k in kernels)
+        return sigma, times_prime
+    return kernels
 
 
 def linear_act_forward(x, weight, bias, act):

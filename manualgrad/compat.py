@@ -1,7 +1,5 @@
 """The private names of torch that we lean on, each with a safe default: the slower path."""
 
-from typing import Any
-
 import torch
 
 transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
@@ -22,13 +20,11 @@ def release_saved_tensors(ctx) -> None:
         release()
 
 
-def autocast_dtype(tensor: Any) -> torch.dtype | None:
-    """The dtype that autocast wants on tensor's device, None where autocast is off."""
-    if not isinstance(tensor, torch.Tensor):
-        return None
-    device = tensor.device.type
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype that autocast wants on device, None where autocast is off."""
     try:
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        enabled = torch.is_autocast_enabled(device.type)
+        return torch.get_autocast_dtype(device.type) if enabled else None
     except RuntimeError:  # a device that autocast does not know, such as "meta"
         return None
 
@@ -38,7 +34,8 @@ def weight_and_bias(layer: torch.nn.Linear) -> tuple[torch.Tensor, torch.Tensor 
 
     A parametrised or pruned layer keeps them elsewhere: there the attributes are read.
     """
-    own = layer.__dict__.get("_parameters", {})
-    if "weight" in own and "bias" in own:
+    try:
+        own = layer._parameters
         return own["weight"], own["bias"]
-    return layer.weight, layer.bias
+    except (AttributeError, KeyError):
+        return layer.weight, layer.bias

@@ -1,6 +1,5 @@
 """The front door: what a caller passes is checked and completed here, and nowhere else."""
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 
 from manualgrad import compat, functions
-from manualgrad.activations import Activation, activation_of
+from manualgrad.activations import activation_of
 from manualgrad.functions import IDENTITY, Chain
 
 
@@ -28,7 +27,7 @@ def linear_act(
     TypeError for non-tensors and for tensors that are not floating.
     """
     act = activation_of(activation, "linear_act")
-    return _run("linear_act", functions.linear_act, input, act, (weight, bias))
+    return run("linear_act", functions.linear_act, input, act, (weight, bias))
 
 
 def mlp(
@@ -84,7 +83,7 @@ def mlp(
     else:
         acts = (activation_of(activations, "mlp"),) * depth
     params = [p for layer in zip(weights, biases, strict=True) for p in layer]
-    return _run("mlp", functions.mlp, input, _chain(acts, bool(recompute)), params)
+    return run("mlp", functions.mlp, input, Chain((IDENTITY, *acts), bool(recompute)), params)
 
 
 def _list(name: str, tensors: Any) -> Sequence[Any]:
@@ -98,17 +97,14 @@ def _list(name: str, tensors: Any) -> Sequence[Any]:
     )
 
 
-@functools.lru_cache(maxsize=1024)
-def _chain(acts: tuple[Activation, ...], recompute: bool) -> Chain:
-    return Chain((IDENTITY, *acts), recompute)
-
-
-def _run(call: str, function: Callable, input: Tensor, what: Any, params: Sequence[Any]) -> Tensor:
+def run(call: str, function: Callable, input: Tensor, what: Any, params: Sequence[Any]) -> Tensor:
     """function(x, what, *params) on checked tensors: examples flattened to rows, and put back."""
-    if compat.any_autocast() and (dtype := compat.autocast_dtype(input)) is not None:
-        cast = [_autocast(tensor, dtype) for tensor in (input, *params)]
-        with torch.autocast(input.device.type, enabled=False):
-            return _run(call, function, cast[0], what, cast[1:])
+    if compat.any_autocast() and isinstance(input, Tensor):
+        dtype = compat.autocast_dtype(input.device)
+        if dtype is not None:
+            input, *params = (_autocast(tensor, dtype) for tensor in (input, *params))
+            with torch.autocast(input.device.type, enabled=False):
+                return run(call, function, input, what, params)
     if not _fit(input, params):
         _refuse(call, input, params)
     dim = input.dim()
@@ -124,19 +120,35 @@ def _autocast(tensor: Any, dtype: torch.dtype) -> Any:
     return tensor.to(dtype) if eligible and tensor.dtype != torch.float64 else tensor
 
 
+# what each caller calls the weight and the bias of layer {}
+NAMES = {
+    "linear_act": ("weight", "bias"),
+    "mlp": ("weights[{}]", "biases[{}]"),
+    "nn.MLP": ("layers.{}.weight", "layers.{}.bias"),
+}
+
+
 def _fit(input: Any, params: Sequence[Any]) -> bool:
     """Do the tensors fit together? This runs on every call; _refuse says why they do not."""
     try:
         width, dtype, device = input.shape[-1], input.dtype, input.device
-        if not (input.is_floating_point() and input.layout is torch.strided):
+        if not input.is_floating_point() or input.layout is not torch.strided:
             return False
         for l in range(0, len(params), 2):
             weight, bias = params[l], params[l + 1]
             rows, columns = weight.shape
-            if columns != width or weight.dtype is not dtype or weight.device != device:
+            if (
+                columns != width
+                or weight.dtype is not dtype
+                or weight.device != device
+                or weight.layout is not torch.strided
+            ):
                 return False
             if bias is not None and (
-                bias.shape != (rows,) or bias.dtype is not dtype or bias.device != device
+                bias.shape != (rows,)
+                or bias.dtype is not dtype
+                or bias.device != device
+                or bias.layout is not torch.strided
             ):
                 return False
             width = rows
@@ -153,9 +165,7 @@ def _refuse(call: str, input: Any, params: Sequence[Any]) -> NoReturn:
     width, given = input.shape[-1], f"input of shape {tuple(input.shape)} has"
     for l in range(0, len(params), 2):
         weight, bias = params[l], params[l + 1]
-        name, bias_name = ("weight", "bias") if call == "linear_act" else (
-            f"weights[{l // 2}]", f"biases[{l // 2}]"
-        )  # fmt: skip
+        name, bias_name = (pattern.format(l // 2) for pattern in NAMES[call])
         _refuse_operand(call, name, weight, input)
         if weight.dim() != 2:
             raise ValueError(

@@ -10,9 +10,7 @@ was made, as any successor's is (eq. 13). Second and higher derivatives thus nee
 own beyond sigma'', and no second forward pass.
 """
 
-import functools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +21,7 @@ from torch.autograd import Function
 from manualgrad import compat, equations
 from manualgrad.activations import ACTIVATIONS, Activation
 from manualgrad.backends import backend_for
+from manualgrad.differentiable import differentiable
 
 IDENTITY = ACTIVATIONS["identity"]
 
@@ -34,14 +33,14 @@ class LinearActFunction(Function):
 
     @staticmethod
     def forward(x: Tensor, act: Activation, weight: Tensor, bias: Tensor | None):
-        """x (M, K), weight (N, K), bias (N,) or None.  Returns (a, z) if sigma' keeps z, else (a,)."""
+        """x (M, K), weight (N, K), bias (N,) or None.  Returns (a,), or (a, z) if z is kept."""
         a, s = backend_for(x).linear_act_forward(x, weight, bias, act)
-        return (a, s) if hides_z(act) else (a,)
+        return (a, s) if act.hides_z else (a,)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
         x, ctx.act, weight, _ = inputs
-        ctx.shape = output[0].shape
+        ctx.shape, ctx.device = output[0].shape, output[0].device
         ctx.set_materialize_grads(False)
         needs_x, _, needs_weight, _ = ctx.needs_input_grad
         ctx.save_for_backward(
@@ -52,10 +51,12 @@ class LinearActFunction(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_a: Tensor | None, grad_z: Tensor | None = None):
-        act, (needs_x, _, needs_weight, needs_bias) = ctx.act, ctx.needs_input_grad
-        grad_a = _adjoint(ctx, grad_a, (grad_z,))
-        if grad_a is None:
+        if compat.any_autocast() and compat.autocast_dtype(ctx.device) is not None:
+            with without_autocast(ctx):
+                return LinearActFunction.backward(ctx, grad_a, grad_z)
+        if grad_a is None and (grad_a := _zeros(ctx, (grad_z,))) is None:
             return None, None, None, None
+        act, (needs_x, _, needs_weight, needs_bias) = ctx.act, ctx.needs_input_grad
         x, weight, s = ctx.saved_tensors
         ops = _backward_backend(grad_a)
         if ops is equations:
@@ -73,11 +74,6 @@ class LinearActFunction(Function):
         return grad_x, None, grad_weight, grad_bias
 
 
-def hides_z(act: Activation) -> bool:
-    """z is a hidden output next to a: sigma' is written in it."""
-    return act.keeps == "z" and not act.is_identity
-
-
 class Chain:
     """What a chain is besides its tensors.
 
@@ -90,7 +86,7 @@ class Chain:
 
     def __init__(self, acts: tuple[Activation, ...], recompute: bool = False):
         self.acts, self.depth, self.recompute = acts, len(acts) - 1, recompute
-        self.hides_top = hides_z(acts[-1])
+        self.hides_top = acts[-1].hides_z
 
 
 # MLPFunction's inputs, and so its gradients: x, chain, W^1, b^1, ..., W^L, b^L. W^l is number 2l.
@@ -116,7 +112,8 @@ def backward_pass(ops: ModuleType, chain: Chain, grad_a, weights, s, needs, grad
     """
     grads: list[Tensor | None] = [None] * len(needs)
     lowest = lowest_needed(needs)
-    sent = dict(enumerate(grad_s, start=1))  # sent[l]: to s^l, from outside the chain
+    nothing = grad_s.count(None) == len(grad_s)
+    sent = {} if nothing else dict(enumerate(grad_s, start=1))  # sent[l]: to s^l, from outside
     delta, rows = ops.bp1_output_error(grad_a, s.pop(), chain.acts[-1])
     if sent.get(chain.depth) is not None:
         delta = rows = delta + sent[chain.depth]
@@ -180,7 +177,7 @@ class MLPFunction(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
         x, chain, *params = inputs
-        ctx.chain, ctx.shape = chain, output[0].shape
+        ctx.chain, ctx.shape, ctx.device = chain, output[0].shape, output[0].device
         ctx.set_materialize_grads(False)
         if chain.recompute:
             ctx.save_for_backward(x, *params)
@@ -190,9 +187,11 @@ class MLPFunction(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_a: Tensor | None, *grad_s: Tensor | None):
+        if compat.any_autocast() and compat.autocast_dtype(ctx.device) is not None:
+            with without_autocast(ctx):
+                return MLPFunction.backward(ctx, grad_a, *grad_s)
         chain, needs = ctx.chain, ctx.needs_input_grad
-        grad_a = _adjoint(ctx, grad_a, grad_s)
-        if grad_a is None:
+        if grad_a is None and (grad_a := _zeros(ctx, grad_s)) is None:
             return (None,) * len(needs)
         saved = list(ctx.saved_tensors)
         compat.release_saved_tensors(ctx)
@@ -209,12 +208,15 @@ class MLPFunction(Function):
         return tuple(backward_pass(ops, chain, grad_a, weights, s, needs, grad_s))
 
 
-def _adjoint(ctx: Any, grad_a: Tensor | None, grad_s: Sequence[Tensor | None]) -> Tensor | None:
-    """grad_a, zeros if only hidden outputs were used (by a second derivative), None if none was."""
-    if grad_a is None:
-        sent = next((g for g in grad_s if g is not None), None)
-        return None if sent is None else sent.new_zeros(ctx.shape)
-    return grad_a
+def without_autocast(ctx: Any) -> torch.autocast:
+    """Backward computes in the dtypes of what forward kept, wherever it is called."""
+    return torch.autocast(ctx.device.type, enabled=False)
+
+
+def _zeros(ctx: Any, grad_s: Sequence[Tensor | None]) -> Tensor | None:
+    """grad_a where a second derivative uses hidden outputs only; None where nothing was used."""
+    sent = next((g for g in grad_s if g is not None), None)
+    return None if sent is None else sent.new_zeros(ctx.shape)
 
 
 def _backward_backend(grad_a: Tensor) -> ModuleType:
@@ -241,70 +243,3 @@ def shortest_apply(function: type[Function]) -> Callable[..., Any]:
 
 linear_act = shortest_apply(LinearActFunction)  # (x, act, weight, bias) -> (a, hidden z if any)
 mlp = shortest_apply(MLPFunction)  # (x, chain, W1, b1, ...) -> (a^L, hidden s...)
-
-
-class Sigma(Function):
-    """a = sigma(z); its derivative is sigma', by the record and not by differentiating the text."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(z: Tensor, act: Activation) -> Tensor:
-        return act.sigma(z)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        z, ctx.act = inputs
-        ctx.save_for_backward(z)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor):
-        (z,) = ctx.saved_tensors
-        return grad * SigmaPrime.apply(z, ctx.act), None
-
-
-class SigmaPrime(Function):
-    """sigma'(z); its derivative is sigma''. Autograd through sigma'''s own text gives the third."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(z: Tensor, act: Activation) -> Tensor:
-        return act.sigma_prime(z)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        z, ctx.act = inputs
-        ctx.save_for_backward(z)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor):
-        (z,) = ctx.saved_tensors
-        return grad * ctx.act.sigma_second(z), None
-
-
-@functools.lru_cache(maxsize=256)
-def differentiable(act: Activation) -> Activation:
-    """The same activation where sigma and sigma' are themselves to be differentiated.
-
-    Formulas in z go through sigma' and sigma'' by hand: autograd through the text of, say,
-    z / (1 + e^-z) is NaN where e^-z overflows. Formulas in a are polynomials and branches, which
-    autograd differentiates exactly; one that is constant on each branch has the derivative 0, and
-    not none at all.
-    """
-    if act.is_identity:
-        return act
-    if act.keeps == "a":
-        return replace(act, sigma_prime=lambda a: _depending_on(a, act.sigma_prime(a)))
-    return replace(
-        act,
-        sigma=lambda z: Sigma.apply(z, act),
-        sigma_prime=lambda z: SigmaPrime.apply(z, act),
-    )
-
-
-def _depending_on(a: Tensor, value: Tensor) -> Tensor:
-    """value, as a node of the graph that a belongs to."""
-    if value.requires_grad or not a.requires_grad:
-        return value
-    return torch.where(torch.zeros((), dtype=torch.bool, device=a.device), a, value)

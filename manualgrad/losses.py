@@ -167,19 +167,22 @@ def _from_indices(ctx, grad, z, target, weight, classes) -> Tensor:
     """delta where the target is one class per example."""
     ignore_index, reduction, smoothing = ctx.options
     counts = target != ignore_index
-    target = target.masked_fill(~counts, 0).long()
-    of_target = counts.to(_wide(z).dtype) if weight is None else weight[target] * counts
-    grad = _per_term(grad, reduction, of_target.sum())
-    grad = torch.where(counts, grad, 0.0)  # also where every example is ignored: 0 / 0
-    hot = (1.0 - smoothing) * grad * of_target
-    total = hot
+    target = (target * counts).long()  # some class, where it does not count
+    of_target = counts if weight is None else weight[target] * counts
+    grad = _wide(grad)
+    if reduction == "mean":
+        total = of_target.sum()
+        grad = grad / (total + (total == 0))  # none counts: 0, not 0 / 0
+    hot = (1.0 - smoothing) * grad * of_target if smoothing else grad * of_target
+    adjoint = hot
     if smoothing:
         share = _uniform(weight, z.shape[classes], smoothing, hot)
-        total = hot + grad * share.sum()
-    delta = torch.softmax(_wide(z), classes) * total.unsqueeze(classes)
+        grad = grad * counts
+        adjoint = hot + grad * share.sum()
+    delta = torch.softmax(_wide(z), classes) * adjoint.unsqueeze(classes)
     if smoothing:
         delta = delta - grad.unsqueeze(classes) * _along(share, z, classes)
-    delta = delta.scatter_add(classes, target.unsqueeze(classes), -hot.unsqueeze(classes))
+    delta = delta.scatter_add_(classes, target.unsqueeze(classes), -hot.unsqueeze(classes))
     return delta.to(z.dtype)
 
 

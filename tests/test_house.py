@@ -22,7 +22,7 @@ LAYERS = [
     {"manualgrad.activations"},
     {"manualgrad.equations"},
     {"manualgrad.aten"},
-    {"manualgrad.backends", "manualgrad.compat"},
+    {"manualgrad.backends", "manualgrad.compat", "manualgrad.differentiable"},
     {"manualgrad.functions"},
     {"manualgrad.functional", "manualgrad.losses"},
     {"manualgrad.nn"},

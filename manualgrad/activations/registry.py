@@ -37,6 +37,11 @@ class Activation:
         """sigma(z) = z: nothing to keep and nothing to multiply by."""
         return self.name == "identity"
 
+    @functools.cached_property
+    def hides_z(self) -> bool:
+        """A Function returns z, hidden, next to a: sigma' is written in it."""
+        return self.keeps == "z" and not self.is_identity
+
     @functools.lru_cache(maxsize=256)  # noqa: B019  records live as long as the process
     def with_parameters(self, *parameters: tuple[str, float]) -> "Activation":
         """The same activation with other constants, e.g. ("negative_slope", 0.1)."""

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from manualgrad import compat
 from manualgrad.activations import activation_of
 from manualgrad.functional import linear_act
 
@@ -40,7 +41,8 @@ class Linear(nn.Linear):
         self.activation = act
 
     def forward(self, input: Tensor) -> Tensor:
-        return linear_act(input, self.weight, self.bias, self.activation)
+        weight, bias = compat.weight_and_bias(self)
+        return linear_act(input, weight, bias, self.activation)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activation={self.activation}"

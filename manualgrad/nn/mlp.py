@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from manualgrad import compat
+from manualgrad import compat, functions
 from manualgrad.activations import activation_of
-from manualgrad.functional import mlp
-from manualgrad.functions import IDENTITY
+from manualgrad.functional import run
+from manualgrad.functions import IDENTITY, Chain
 from manualgrad.nn.linear import Linear, check_width
 
 
@@ -99,13 +99,11 @@ class MLP(nn.Module):
         return net.train(seq.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        weights, biases, acts = [], [], []
+        params, acts = [], [IDENTITY]
         for layer in self.layers:
-            weight, bias = compat.weight_and_bias(layer)
-            weights.append(weight)
-            biases.append(bias)
+            params += compat.weight_and_bias(layer)
             acts.append(layer.activation)
-        return mlp(input, weights, biases, acts, recompute=self.recompute)
+        return run("nn.MLP", functions.mlp, input, Chain(tuple(acts), self.recompute), params)
 
     def extra_repr(self) -> str:
         return "recompute=True" if self.recompute else ""

@@ -1,0 +1,1 @@
+"""Measurements of this machine: each suite checks before it times. Public names only."""

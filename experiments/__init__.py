@@ -1,0 +1,1 @@
+"""Experiments that answer questions with tables. Public names of manualgrad only."""

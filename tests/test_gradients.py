@@ -1,0 +1,172 @@
+"""gradcheck and gradgradcheck in float64, over the whole matrix of cases."""
+
+import itertools
+
+import pytest
+import torch
+from helpers import NAMES, f64, native_mlp, off_kinks
+from torch.autograd import gradcheck, gradgradcheck
+
+import manualgrad as mg
+from manualgrad.activations import ACTIVATIONS
+
+SHAPES = {"1-D": (3,), "2-D": (2, 3), "3-D": (2, 2, 3), "4-D": (1, 2, 2, 3)}
+names = pytest.mark.parametrize("name", NAMES)
+
+
+def in_every_layout(a):
+    """a, so that its gradient arrives contiguous, transposed, sliced and expanded (stride 0)."""
+    return (
+        a * 1.0,
+        a.mT.clone(memory_format=torch.contiguous_format) if a.dim() > 1 else a * 1.0,
+        torch.cat([a, 2.0 * a], -1),
+        a.sum(),
+    )
+
+
+@names
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no-bias"])
+def test_one_layer(name, shape, with_bias):
+    tensors = [f64(*SHAPES[shape]), f64(2, 3), *([f64(2)] if with_bias else [])]
+    tensors[0] = off_kinks(ACTIVATIONS[name], *tensors)
+    for frozen in itertools.product([False, True], repeat=len(tensors)):
+        if all(frozen):
+            continue
+        inputs = [t.detach().requires_grad_(not f) for t, f in zip(tensors, frozen, strict=True)]
+
+        def layer(x, weight, bias=None):
+            return in_every_layout(mg.linear_act(x, weight, bias, name))
+
+        assert gradcheck(layer, inputs)
+        if (
+            name != "identity" or frozen.count(False) > 1
+        ):  # linear in the one input: nothing to check
+            assert gradgradcheck(lambda *t: layer(*t)[:3:2], inputs)
+
+
+def layouts_of_three_layers(x, w1, b1, w2, w3, b3, acts, recompute):
+    return in_every_layout(mg.mlp(x, [w1, w2, w3], [b1, None, b3], acts, recompute=recompute))
+
+
+def chain_tensors(acts, distance=1e-3):
+    """Tensors whose three pre-activations are all off the kinks."""
+    for seed in range(1000):
+        torch.manual_seed(seed)
+        x, w1, b1, w2, w3, b3 = f64(2, 3), f64(4, 3), f64(4), f64(3, 4), f64(2, 3), f64(2)
+        a, near = x, []
+        for weight, bias, act in ((w1, b1, acts[0]), (w2, None, acts[1]), (w3, b3, acts[2])):
+            z = torch.nn.functional.linear(a, weight, bias)
+            near += [(z - kink).abs().min() for kink in ACTIVATIONS[act].kinks]
+            a = ACTIVATIONS[act].oracle(z)
+        if not near or min(near) > distance:
+            return [x, w1, b1, w2, w3, b3]
+    raise RuntimeError("no tensors found away from the kinks")
+
+
+@names
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recompute"])
+def test_three_layers(name, recompute):
+    acts = (name, "tanh", name)
+    tensors = chain_tensors(acts)
+    assert gradcheck(lambda *t: layouts_of_three_layers(*t, acts, recompute), tensors)
+    assert gradgradcheck(lambda *t: layouts_of_three_layers(*t, acts, recompute)[2], tensors)
+
+
+MIXED = [("relu", "gelu", "identity"), ("silu", "identity", "sigmoid"), ("identity",) * 3]
+
+
+@pytest.mark.parametrize("acts", MIXED, ids="-".join)
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recompute"])
+def test_every_subset_of_frozen_tensors_in_a_chain(acts, recompute):
+    tensors = chain_tensors(acts)
+    for frozen in itertools.product([False, True], repeat=6):
+        if all(frozen):
+            continue
+        inputs = [t.detach().requires_grad_(not f) for t, f in zip(tensors, frozen, strict=True)]
+        assert gradcheck(
+            lambda *t: layouts_of_three_layers(*t, acts, recompute), inputs, fast_mode=True
+        )
+        compare_three_orders(inputs, acts, recompute)
+
+
+def compare_three_orders(inputs, acts, recompute):
+    """First, second and third derivatives against torch's own; None where torch has None."""
+    x, w1, b1, w2, w3, b3 = inputs
+    weights, biases = [w1, w2, w3], [b1, None, b3]
+    live = [t for t in inputs if t.requires_grad]
+    ours = mg.mlp(x, weights, biases, acts, recompute=recompute).tanh().sum()
+    theirs = native_mlp(x, weights, biases, acts).tanh().sum()
+    for _ in range(3):
+        both = [
+            torch.autograd.grad(y, live, create_graph=True, allow_unused=True)
+            for y in (ours, theirs)
+        ]
+        for mine, native in zip(*both, strict=True):
+            assert (mine is None) == (native is None)
+            torch.testing.assert_close(mine, native, rtol=1e-10, atol=1e-11)
+        ours, theirs = (sum(g.tanh().sum() for g in grads if g is not None) for grads in both)
+        if not theirs.requires_grad:
+            return
+
+
+@names
+def test_third_order(name):
+    x, w1, b1, w2, w3, b3 = chain_tensors((name, "tanh", name), distance=0.02)
+
+    def gradient_of_gradient(x, w1):
+        y = mg.mlp(x, [w1, w2, w3], [b1, None, b3], (name, "tanh", name))
+        first = torch.autograd.grad(y.square().sum(), (x, w1), create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), (x, w1), create_graph=True)
+
+    assert gradcheck(gradient_of_gradient, (x, w1))
+
+
+@names
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0, 3), (0, 0, 3)], ids=str)
+def test_empty_batches(name, shape):
+    x, w1, b1, w2 = f64(*shape), f64(4, 3), f64(4), f64(2, 4)
+    for y in (mg.linear_act(x, w1, b1, name), mg.mlp(x, [w1, w2], [b1, None], name)):
+        assert y.shape == (*shape[:-1], 4 if y.shape[-1] == 4 else 2)
+        grads = torch.autograd.grad(y.sum(), (x, w1, b1), create_graph=True)
+        assert [g.shape for g in grads] == [x.shape, w1.shape, b1.shape]
+        assert not any(g.count_nonzero() for g in grads)
+        (again,) = torch.autograd.grad(sum(g.sum() for g in grads), w1)
+        assert torch.equal(again, torch.zeros_like(w1))
+
+
+@pytest.mark.parametrize(("K", "N"), [(0, 3), (3, 0), (1, 1)])
+def test_degenerate_widths(K, N):
+    x, weight, bias = f64(4, K), f64(N, K), f64(N)
+    for name in ("relu", "gelu", "identity"):
+        ours = mg.linear_act(x, weight, bias, name)
+        theirs = native_mlp(x, [weight], [bias], [name])
+        torch.testing.assert_close(ours, theirs)
+        inputs = (x, weight, bias)
+        grads = [torch.autograd.grad(y.sum(), inputs) for y in (ours, theirs)]
+        torch.testing.assert_close(*grads)
+
+
+@names
+def test_strided_inputs(name):
+    """Transposed, sliced and expanded inputs, weights and biases."""
+    act = ACTIVATIONS[name]
+    x, weight, bias = f64(3, 4), f64(3, 4), f64(1)
+    off = off_kinks(act, x.detach().T, weight.detach()[:2, :3], bias.detach().expand(2))
+    x = off.T.clone().requires_grad_()
+
+    def f(x, weight, bias):
+        return mg.linear_act(x.T, weight[:2, :3], bias.expand(2), name)
+
+    assert gradcheck(f, (x, weight, bias))
+    assert gradgradcheck(lambda *t: f(*t).square(), (x, weight, bias))
+
+
+def test_the_same_tensor_twice_gets_the_sum_of_its_uses():
+    w, b, x = f64(4, 4), f64(4), f64(3, 4)
+
+    def shared(x, w, b):
+        return mg.mlp(x, [w, w, w], [b, None, b], ["tanh", "gelu", "sigmoid"])
+
+    assert gradcheck(shared, (x, w, b))
+    assert gradgradcheck(shared, (x, w, b))
