@@ -8,6 +8,7 @@ import itertools
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,13 +34,13 @@ class Contestant:
 
     name: str
     net: nn.Module
-    cost: object
+    cost: Callable[[Tensor, Tensor], Tensor]
     optimizer: torch.optim.Optimizer
 
     def gradients(self, x: Tensor, y: Tensor) -> list[Tensor]:
         self.net.zero_grad()
         self.cost(self.net(x), y).backward()
-        return [p.grad for p in self.net.parameters()]
+        return [p.grad for p in self.net.parameters() if p.grad is not None]
 
     def step(self, x: Tensor, y: Tensor) -> float:
         self.optimizer.zero_grad()
@@ -63,14 +64,13 @@ def contestants(data: Dataset, dtype: torch.dtype, seed: int) -> tuple[Contestan
     theirs = nn.Sequential(
         linears[0], *(module for linear in linears[1:] for module in (nn.ReLU(), linear))
     )
-    return tuple(
-        Contestant(
-            name, net, cost, torch.optim.SGD(net.parameters(), LEARNING_RATE, momentum=MOMENTUM)
-        )
-        for name, net, cost in (
-            ("manualgrad", ours, mg.cross_entropy),
-            ("torch", theirs, F.cross_entropy),
-        )
+    mine, native = (
+        torch.optim.SGD(net.parameters(), LEARNING_RATE, momentum=MOMENTUM)
+        for net in (ours, theirs)
+    )
+    return (
+        Contestant("manualgrad", ours, mg.cross_entropy, mine),
+        Contestant("torch", theirs, F.cross_entropy, native),
     )
 
 

@@ -1,5 +1,7 @@
 """The private names of torch that we lean on, each with a safe default: the slower path."""
 
+from typing import Any
+
 import torch
 
 transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
@@ -29,7 +31,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
         return None
 
 
-def weight_and_bias(layer: torch.nn.Linear) -> tuple[torch.Tensor, torch.Tensor | None]:
+def weight_and_bias(layer: torch.nn.Linear) -> tuple[Any, Any]:
     """layer.weight, layer.bias, read from where nn.Module's own (slow) attribute lookup ends.
 
     A parametrised or pruned layer keeps them elsewhere: there the attributes are read.

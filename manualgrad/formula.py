@@ -5,6 +5,8 @@ and the names below. One text then serves three readers: torch evaluates it, Sym
 it, and Triton compiles it once the same names are spelled for the device.
 """
 
+from typing import Any
+
 import torch
 
 
@@ -64,7 +66,7 @@ def full_like(x, value: float):
     return torch.full_like(x, value) if isinstance(x, torch.Tensor) else _library(x).Float(value)
 
 
-def _library(x):
+def _library(x: Any) -> Any:
     if isinstance(x, torch.Tensor):
         return torch
     import sympy  # slow to import, and only verification passes symbols

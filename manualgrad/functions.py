@@ -231,7 +231,7 @@ def shortest_apply(function: type[Function]) -> Callable[..., Any]:
 
     It is not inside torch.func transforms and tracers, which do their work in that prologue.
     """
-    directly = super(Function, function).apply
+    directly: Callable[..., Any] = getattr(super(Function, function), "apply")  # noqa: B009
 
     def apply(*inputs):
         if compat.transforms_active() or torch.compiler.is_compiling():

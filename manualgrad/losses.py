@@ -173,16 +173,17 @@ def _from_indices(ctx, grad, z, target, weight, classes) -> Tensor:
     if reduction == "mean":
         total = of_target.sum()
         grad = grad / (total + (total == 0))  # none counts: 0, not 0 / 0
-    hot = (1.0 - smoothing) * grad * of_target if smoothing else grad * of_target
-    adjoint = hot
+    spread = None
     if smoothing:
-        share = _uniform(weight, z.shape[classes], smoothing, hot)
-        grad = grad * counts
-        adjoint = hot + grad * share.sum()
-    delta = torch.softmax(_wide(z), classes) * adjoint.unsqueeze(classes)
-    if smoothing:
-        delta = delta - grad.unsqueeze(classes) * _along(share, z, classes)
-    delta = delta.scatter_add_(classes, target.unsqueeze(classes), -hot.unsqueeze(classes))
+        share = _uniform(weight, z.shape[classes], smoothing, grad)
+        spread = (grad * counts).unsqueeze(classes) * _along(share, z, classes)
+        grad = (1.0 - smoothing) * grad
+    hot = (grad * of_target).unsqueeze(classes)
+    total = hot if spread is None else hot + spread.sum(classes, keepdim=True)
+    delta = torch.softmax(_wide(z), classes) * total
+    if spread is not None:
+        delta = delta - spread
+    delta = delta.scatter_add_(classes, target.unsqueeze(classes), -hot)
     return delta.to(z.dtype)
 
 
@@ -230,28 +231,23 @@ class BCEWithLogitsFunction(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor):
-        z, y, weight, pos_weight = (None if t is None else _wide(t) for t in ctx.saved_tensors)
+        kept_z, kept_y, weight, pos_weight = ctx.saved_tensors
+        z, y = _wide(kept_z), _wide(kept_y)
         grad = _per_term(grad, ctx.reduction, z.numel())
         if weight is not None:
-            grad = grad * weight
+            grad = grad * _wide(weight)
+        p = 1.0 if pos_weight is None else _wide(pos_weight)
         needs_z, needs_y, *_ = ctx.needs_input_grad
         delta = grad_y = None
-        if needs_z and pos_weight is None:
-            delta = grad * (torch.sigmoid(z) - y)
-        elif needs_z:
-            delta = grad * ((1.0 + (pos_weight - 1.0) * y) * torch.sigmoid(z) - pos_weight * y)
-        if needs_y and pos_weight is None:
-            grad_y = -grad * z
-        elif needs_y:
-            grad_y = grad * ((pos_weight - 1.0) * F.softplus(-z) - z)
-        kept = ctx.saved_tensors
-        return (
-            None if delta is None else delta.to(kept[0].dtype),
-            None if grad_y is None else grad_y.to(kept[1].dtype),
-            None,
-            None,
-            None,
-        )
+        if needs_z:
+            error = torch.sigmoid(z) - y
+            if pos_weight is not None:
+                error = (1.0 + (p - 1.0) * y) * torch.sigmoid(z) - p * y
+            delta = (grad * error).to(kept_z.dtype)
+        if needs_y:
+            slope = -z if pos_weight is None else (p - 1.0) * F.softplus(-z) - z
+            grad_y = (grad * slope).to(kept_y.dtype)
+        return delta, grad_y, None, None, None
 
 
 def _per_term(grad: Tensor, reduction: str, count: Any) -> Tensor:

@@ -13,6 +13,7 @@ def test_memory_prints_exact_counts():
     assert "recompute" in table
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's import of torch.jit
 def test_small_times_only_what_agrees(monkeypatch):
     monkeypatch.setattr(small, "ROUNDS", 3)
     monkeypatch.setattr(small, "compiles", lambda step: False)

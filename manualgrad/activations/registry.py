@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -46,13 +46,13 @@ class Activation:
     def with_parameters(self, *parameters: tuple[str, float]) -> "Activation":
         """The same activation with other constants, e.g. ("negative_slope", 0.1)."""
         bound = dict(parameters)
-        return Activation(
-            self.name,
-            *(functools.partial(f, **bound) for f in (self.sigma, self.sigma_prime)),
-            functools.partial(self.sigma_second, **bound),
-            functools.partial(self.oracle, **bound),
-            self.kinks,
-            parameters,
+        return replace(
+            self,
+            sigma=functools.partial(self.sigma, **bound),
+            sigma_prime=functools.partial(self.sigma_prime, **bound),
+            sigma_second=functools.partial(self.sigma_second, **bound),
+            oracle=functools.partial(self.oracle, **bound),
+            parameters=parameters,
         )
 
     def __str__(self) -> str:

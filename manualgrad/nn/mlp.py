@@ -1,7 +1,7 @@
 """A chain of fused layers as a module."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,6 @@ class MLP(nn.Module):
     forward: input (..., sizes[0]) -> (..., sizes[-1]).
     Raises ValueError for fewer than two sizes or an unknown activation, TypeError for other kinds.
     """
-
-    layers: nn.ModuleList
 
     def __init__(
         self,
@@ -100,7 +98,7 @@ class MLP(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         params, acts = [], [IDENTITY]
-        for layer in self.layers:
+        for layer in cast(Iterable[Linear], self.layers):
             params += compat.weight_and_bias(layer)
             acts.append(layer.activation)
         return run("nn.MLP", functions.mlp, input, Chain(tuple(acts), self.recompute), params)
@@ -130,7 +128,7 @@ def _activations(sizes: Any, activation: Any, out_activation: Any) -> list[Any]:
     return [activation_of(spec, "nn.MLP") for spec in (*many, out_activation)]
 
 
-def _flattened(seq: nn.Sequential, prefix: str):
+def _flattened(seq: nn.Sequential, prefix: str) -> Iterator[tuple[str, nn.Module]]:
     for name, module in seq.named_children():
         if type(module) is nn.Sequential:
             _refuse_hooks(prefix + name, module)
