@@ -1,0 +1,69 @@
+"""The documents: their code runs, their tables and links are true."""
+
+import pathlib
+import re
+
+import pytest
+
+import manualgrad as mg
+from manualgrad.activations import ACTIVATIONS
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+
+
+def relative(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def blocks(path):
+    """The Python blocks that stand alone: those that import what they use."""
+    return [b for b in re.findall(r"```python\n(.*?)```", path.read_text(), re.S) if "import " in b]
+
+
+CODE = [(path, i) for path in DOCUMENTS for i in range(len(blocks(path)))]
+
+
+@pytest.fixture
+def registry():
+    before = dict(ACTIVATIONS)
+    yield
+    ACTIVATIONS.clear()
+    ACTIVATIONS.update(before)
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize(("path", "i"), CODE, ids=[f"{relative(p)}-{i}" for p, i in CODE])
+def test_code_runs(path, i):
+    exec(compile(blocks(path)[i], relative(path), "exec"), {})
+
+
+def test_there_is_code():
+    assert {relative(path) for path, _ in CODE} >= {"README.md", "docs/activations.md"}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), target
+
+
+def test_the_table_of_activations_is_the_registry():
+    rows = {}
+    for line in (ROOT / "docs" / "activations.md").read_text().splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)]
+        if len(cells) == 9 and cells[1].startswith("`"):
+            rows[cells[1].strip("`")] = cells[2:]
+    assert sorted(rows) == mg.activations()
+    for name, (sigma, sigma_prime, keeps, *_) in rows.items():
+        act = ACTIVATIONS[name]
+        for cell, formula in ((sigma, act.sigma), (sigma_prime, act.sigma_prime)):
+            assert cell.strip("`").replace("\\|", "|") == formula.__doc__
+        assert keeps == ("nothing" if act.is_identity else act.keeps)
+
+
+def test_every_equation_stands_in_the_table():
+    text = (ROOT / "docs" / "equations.md").read_text()
+    for number in [*(f"({n})" for n in range(1, 14)), "BP1", "BP2", "BP3", "BP4"]:
+        assert f"| {number}" in text, number
