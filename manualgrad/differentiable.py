@@ -14,19 +14,23 @@ from torch.autograd import Function
 from manualgrad.activations import Activation
 
 
-class Sigma(Function):
-    """a = sigma(z); its derivative is sigma', by the record and not by differentiating the text."""
+class _OfZ(Function):
+    """A formula of z whose derivative is the record's next one."""
 
     generate_vmap_rule = True
-
-    @staticmethod
-    def forward(z: Tensor, act: Activation) -> Tensor:
-        return act.sigma(z)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         z, ctx.act = inputs
         ctx.save_for_backward(z)
+
+
+class Sigma(_OfZ):
+    """sigma(z). Its derivative is sigma', by the record and not by differentiating the text."""
+
+    @staticmethod
+    def forward(z: Tensor, act: Activation) -> Tensor:
+        return act.sigma(z)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor):
@@ -34,19 +38,12 @@ class Sigma(Function):
         return grad * SigmaPrime.apply(z, ctx.act), None
 
 
-class SigmaPrime(Function):
-    """sigma'(z); its derivative is sigma''. Autograd through sigma'''s own text gives the third."""
-
-    generate_vmap_rule = True
+class SigmaPrime(_OfZ):
+    """sigma'(z). Its derivative is sigma'', whose own text autograd differentiates further."""
 
     @staticmethod
     def forward(z: Tensor, act: Activation) -> Tensor:
         return act.sigma_prime(z)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        z, ctx.act = inputs
-        ctx.save_for_backward(z)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor):

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from manualgrad.activations import ACTIVATIONS
+
 torch.set_num_threads(1)
 
 
@@ -13,3 +15,12 @@ def _reproducible():
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def registry():
+    """The activations, put back as they were when the test is done."""
+    before = dict(ACTIVATIONS)
+    yield ACTIVATIONS
+    ACTIVATIONS.clear()
+    ACTIVATIONS.update(before)

@@ -72,14 +72,6 @@ def test_unknown_activations():
         activation_of(nn.LeakyReLU(-0.1), "linear_act")
 
 
-@pytest.fixture
-def registry():
-    before = dict(ACTIVATIONS)
-    yield
-    ACTIVATIONS.clear()
-    ACTIVATIONS.update(before)
-
-
 @pytest.mark.usefixtures("registry")
 def test_register_activation():
     def cube(z):

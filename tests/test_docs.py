@@ -24,14 +24,6 @@ def blocks(path):
 CODE = [(path, i) for path in DOCUMENTS for i in range(len(blocks(path)))]
 
 
-@pytest.fixture
-def registry():
-    before = dict(ACTIVATIONS)
-    yield
-    ACTIVATIONS.clear()
-    ACTIVATIONS.update(before)
-
-
 @pytest.mark.usefixtures("registry")
 @pytest.mark.parametrize(("path", "i"), CODE, ids=[f"{relative(p)}-{i}" for p, i in CODE])
 def test_code_runs(path, i):

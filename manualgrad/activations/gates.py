@@ -37,34 +37,35 @@ def gelu_second(z):
 register(gelu, gelu_prime, gelu_second, oracle=F.gelu)
 
 
-# gelu_tanh -- Phi(z) ~ (1 + tanh u) / 2 with u = sqrt(2 / pi) (z + 0.044715 z^3)
+# gelu_tanh -- Phi(z) ~ (1 + tanh u) / 2 = 1 / (1 + e^-2u), 2u = 2 sqrt(2 / pi) (z + 0.044715 z^3)
 
-SQRT_2_OVER_PI = 0.7978845608028654
+TWICE_SQRT_2_OVER_PI = 1.5957691216057308
 CUBIC = 0.044715
+NEAR = 30.0  # p is 0 or 1 well before; v' grows with z^2, so clip no later
 
 
 def gelu_tanh(z):
-    """z (1 + tanh u) / 2"""
-    c = minimum(maximum(z, -FAR), FAR)
-    u = SQRT_2_OVER_PI * (c + CUBIC * c * c * c)
-    return 0.5 * maximum(z, -FAR) * (1.0 + tanh(u))
+    """z p, p = 1 / (1 + e^-v), v = 2 sqrt(2 / pi) (z + 0.044715 z^3)"""
+    c = minimum(maximum(z, -NEAR), NEAR)
+    v = TWICE_SQRT_2_OVER_PI * (c + CUBIC * c * c * c)
+    return maximum(z, -NEAR) / (1.0 + exp(-v))
 
 
 def gelu_tanh_prime(z):
-    """(1 + t) / 2 + z (1 - t^2) u' / 2, t = tanh u"""
-    c = minimum(maximum(z, -FAR), FAR)
-    t = tanh(SQRT_2_OVER_PI * (c + CUBIC * c * c * c))
-    du = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * c * c)
-    return 0.5 * (1.0 + t) + 0.5 * c * (1.0 - t * t) * du
+    """p + z v' p (1 - p)"""
+    c = minimum(maximum(z, -NEAR), NEAR)
+    p = 1.0 / (1.0 + exp(-TWICE_SQRT_2_OVER_PI * (c + CUBIC * c * c * c)))
+    dv = TWICE_SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * c * c)
+    return p + c * dv * p * (1.0 - p)
 
 
 def gelu_tanh_second(z):
-    """(1 - t^2) (u' - z t u'^2 + z u'' / 2), t = tanh u"""
-    c = minimum(maximum(z, -FAR), FAR)
-    t = tanh(SQRT_2_OVER_PI * (c + CUBIC * c * c * c))
-    du = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * c * c)
-    ddu = SQRT_2_OVER_PI * 6.0 * CUBIC * c
-    return (1.0 - t * t) * (du - c * t * du * du + 0.5 * c * ddu)
+    """p (1 - p) (2 v' + z v'' + z v'^2 (1 - 2p))"""
+    c = minimum(maximum(z, -NEAR), NEAR)
+    p = 1.0 / (1.0 + exp(-TWICE_SQRT_2_OVER_PI * (c + CUBIC * c * c * c)))
+    dv = TWICE_SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * c * c)
+    ddv = TWICE_SQRT_2_OVER_PI * 6.0 * CUBIC * c
+    return p * (1.0 - p) * (2.0 * dv + c * ddv + c * dv * dv * (1.0 - 2.0 * p))
 
 
 register(
