@@ -179,8 +179,8 @@ def _from_indices(ctx, grad, z, target, weight, classes) -> Tensor:
         spread = (grad * counts).unsqueeze(classes) * _along(share, z, classes)
         grad = (1.0 - smoothing) * grad
     hot = (grad * of_target).unsqueeze(classes)
-    total = hot if spread is None else hot + spread.sum(classes, keepdim=True)
-    delta = torch.softmax(_wide(z), classes) * total
+    sum_q = hot if spread is None else hot + spread.sum(classes, keepdim=True)
+    delta = torch.softmax(_wide(z), classes) * sum_q
     if spread is not None:
         delta = delta - spread
     delta = delta.scatter_add_(classes, target.unsqueeze(classes), -hot)

@@ -53,6 +53,13 @@ MODULES: dict[type, tuple[str, tuple[str, ...]]] = {
     nn.GELU: ("gelu", ()),
 }
 
+# parameters without a derivative by hand: (parameter, refused when, because)
+REFUSED: dict[str, tuple[str, Callable[[float], bool], str]] = {
+    "leaky_relu": ("negative_slope", lambda m: m < 0, "its output must tell the sign of its input"),
+    "celu": ("alpha", lambda alpha: alpha == 0, "it divides by alpha"),
+    "softplus": ("beta", lambda beta: beta == 0, "it divides by beta"),
+}
+
 FUNCTIONS: dict[Callable[..., Any], str] = {
     torch.relu: "relu",
     F.relu: "relu",
@@ -128,11 +135,13 @@ def _activation_of_module(module: nn.Module, call: str) -> Activation:
     parameters = tuple((key, float(getattr(module, key))) for key in attributes)
     if parameters == _defaults(name, attributes):
         return ACTIVATIONS[name]
-    if name == "leaky_relu" and parameters[0][1] < 0:
-        raise ValueError(
-            f"manualgrad.{call}: {module} has a negative slope below 0, so its output does not "
-            f"tell the sign of its input; use a slope >= 0"
-        )
+    if name in REFUSED:
+        key, refused, reason = REFUSED[name]
+        if refused(dict(parameters)[key]):
+            raise ValueError(
+                f"manualgrad.{call}: {module} has no derivative by hand, {reason}; "
+                f"choose another {key}"
+            )
     return recall(name, parameters)
 
 

@@ -100,7 +100,7 @@ class MLP(nn.Module):
         params, acts = [], [IDENTITY]
         for layer in cast(Iterable[Linear], self.layers):
             params += compat.weight_and_bias(layer)
-            acts.append(layer.activation)
+            acts.append(activation_of(layer.activation, "nn.MLP"))
         return run("nn.MLP", functions.mlp, input, Chain(tuple(acts), self.recompute), params)
 
     def extra_repr(self) -> str:
