@@ -43,6 +43,7 @@ def compiles(step: Step) -> bool:
 def row(depth: int, name: str, act: type[nn.Module]) -> list[object]:
     """Ours against each rival, two at a time: a third contestant would empty the caches of both."""
     torch.manual_seed(0)
+    torch.compiler.reset()  # each network is compiled afresh: past 8, Dynamo would give up
     nets, x = networks(depth, act), torch.randn(BATCH, WIDTH)
     difference = check(nets["manualgrad"], nets["eager"], x)
     if difference > 1e-5:

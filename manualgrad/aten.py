@@ -44,7 +44,7 @@ def _tails(times_prime: Callable) -> Callable:
 
 def _gelu(z):
     # ATen's vectorised erf(inf) is NaN; from FAR on, z Phi(z) is z itself
-    return torch.maximum(F.gelu(z.clamp(min=-FAR, max=FAR)), F.threshold(z, FAR, -1.0))
+    return torch.maximum(F.gelu(z.clamp(min=-FAR, max=FAR)), torch.threshold(z, FAR, -1.0))
 
 
 # name: (sigma(z, **parameters), adjoint * sigma'(s, **parameters)), s as the activation keeps it.
