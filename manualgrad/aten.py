@@ -33,7 +33,7 @@ ELU = A.elu_backward.default  # (adjoint, alpha, scale, input_scale, is_result, 
 
 
 def _tail(sigma: Callable) -> Callable:
-    """sigma(z) where ATen's own kernel multiplies -inf by 0."""
+    """sigma(z) where ATen's own kernel, in place if it has one, multiplies -inf by 0."""
     return lambda z: sigma(z.clamp(min=-FAR))
 
 
@@ -68,9 +68,9 @@ ONE_PASS: dict[str, tuple[Callable, Callable]] = {
         F.softplus,
         lambda v, z, beta=1.0, threshold=20.0: A.softplus_backward.default(v, z, beta, threshold),
     ),
-    "silu": (_tail(F.silu), _tails(A.silu_backward.default)),
-    "mish": (_tail(F.mish), _tails(A.mish_backward.default)),
-    "hardswish": (_tail(F.hardswish), A.hardswish_backward.default),
+    "silu": (_tail(A.silu_.default), _tails(A.silu_backward.default)),
+    "mish": (_tail(A.mish_.default), _tails(A.mish_backward.default)),
+    "hardswish": (_tail(A.hardswish_.default), A.hardswish_backward.default),
     "gelu": (_gelu, _tails(A.gelu_backward.default)),
     "gelu_tanh": (
         _tail(lambda z: F.gelu(z, approximate="tanh")),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import NAMES
 
 import manualgrad as mg
 
@@ -122,6 +123,19 @@ def test_functional_transforms(name):
     ):  # fmt: skip
         ours, theirs = transform(chain)(w, x, name), transform(native_chain)(w, x, name)
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_activation_is_batched_without_a_fallback(name):
+    """A missing batching rule is a warning of torch's, and warnings are errors here."""
+    x, weights = torch.randn(3, 6, 4), torch.randn(3, 5, 4)
+
+    def cost(weight, x):
+        return mg.mlp(x, [weight, W2], None, name).square().sum()
+
+    each = [torch.func.grad(cost)(w, rows) for w, rows in zip(weights, x, strict=True)]
+    got = torch.func.vmap(torch.func.grad(cost))(weights, x)
+    torch.testing.assert_close(got, torch.stack(each))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit's, in torch's own code
