@@ -20,7 +20,7 @@ def interleaved(steps: Mapping[str, Step], rounds: int, label: str = "") -> dict
     for step in steps.values():
         for _ in range(10):
             step()
-    for _ in tqdm(range(rounds), desc=label, leave=False, mininterval=0.5):
+    for _ in tqdm(range(rounds), desc=label, leave=False, disable=None):
         shuffle(order)
         for name in order:
             start = time.perf_counter()

@@ -85,6 +85,8 @@ def _standardised(name: str, train_images, train_y, test_images, test_y) -> Data
         for images in (train_images, test_images)
     )
     mean, std = train_x.mean(), train_x.std()
+    if not std > 0:  # NaN where there are no pixels
+        raise DataError(f"{name}: the training images do not differ from each other")
     labels = (torch.from_numpy(y.astype(np.int64)) for y in (train_y, test_y))
     train_y, test_y = labels
     return Dataset(name, (train_x - mean) / std, train_y, (test_x - mean) / std, test_y)

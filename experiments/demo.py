@@ -23,9 +23,20 @@ from experiments.data import DataError, Dataset, load
 
 HIDDEN = (256, 128)
 BATCH = 64
-LEARNING_RATE, MOMENTUM = 0.1, 0.9
+MOMENTUM = 0.9
 LARGEST_DIFFERENCE = 1e-12  # of the float64 gradients of ours and of native autograd
-LOWEST_ACCURACY = 0.96
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a data set is trained with, and the test accuracy that this must reach."""
+
+    epochs: int
+    learning_rate: float
+    lowest_accuracy: float
+
+
+SETTINGS = {"digits": Setting(20, 0.1, 0.96), "mnist": Setting(5, 0.02, 0.92)}
 
 
 @dataclass
@@ -54,7 +65,9 @@ class Contestant:
         return (self.net(x).argmax(1) == y).double().mean().item()
 
 
-def contestants(data: Dataset, dtype: torch.dtype, seed: int) -> tuple[Contestant, Contestant]:
+def contestants(
+    data: Dataset, dtype: torch.dtype, seed: int, learning_rate: float = 0.0
+) -> tuple[Contestant, Contestant]:
     """The same network twice, from the same weights: by hand, and under native autograd."""
     sizes = [data.train_x.shape[1], *HIDDEN, 10]
     torch.manual_seed(seed)
@@ -65,7 +78,7 @@ def contestants(data: Dataset, dtype: torch.dtype, seed: int) -> tuple[Contestan
         linears[0], *(module for linear in linears[1:] for module in (nn.ReLU(), linear))
     )
     mine, native = (
-        torch.optim.SGD(net.parameters(), LEARNING_RATE, momentum=MOMENTUM)
+        torch.optim.SGD(net.parameters(), learning_rate, momentum=MOMENTUM)
         for net in (ours, theirs)
     )
     return (
@@ -91,15 +104,17 @@ def first_step(data: Dataset, seed: int) -> tuple[str, float]:
     return table, max(columns[0])
 
 
-def train(data: Dataset, epochs: int, seed: int) -> tuple[str, str, float]:
+def train(data: Dataset, epochs: int, seed: int, learning_rate: float) -> tuple[str, str, float]:
     """Both networks on the same batches: a row per epoch, the differences, our final accuracy."""
     dtype = torch.float32
-    ours, theirs = contestants(data, dtype, seed)
+    ours, theirs = contestants(data, dtype, seed, learning_rate)
     train_x, test_x = data.train_x.to(dtype), data.test_x.to(dtype)
     order = torch.Generator().manual_seed(seed)
     rows, ratios = [], []
     steps = len(train_x) // BATCH
-    with tqdm(total=epochs * steps, desc="training both", unit="step", leave=False) as progress:
+    with tqdm(
+        total=epochs * steps, desc="training both", unit="step", leave=False, disable=None
+    ) as progress:
         for epoch in range(1, epochs + 1):
             losses = {ours.name: 0.0, theirs.name: 0.0}
             seconds = dict(losses)
@@ -131,7 +146,7 @@ def train(data: Dataset, epochs: int, seed: int) -> tuple[str, str, float]:
 def gradient_checks(seed: int) -> tuple[str, list[str]]:
     """gradcheck and gradgradcheck of every activation in a two-layer chain, and what failed."""
     rows, failed = [], []
-    for name in tqdm(mg.activations(), desc="gradcheck", leave=False):
+    for name in tqdm(mg.activations(), desc="gradcheck", leave=False, disable=None):
         torch.manual_seed(seed)
         shapes = ((5, 3), (4, 3), (4,), (2, 4), (2,))
         tensors = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
@@ -161,16 +176,19 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--data", choices=["digits", "mnist"], default="digits")
     parser.add_argument("--data-dir", metavar="DIR", help="where MNIST's IDX files are, .gz or not")
-    parser.add_argument("--epochs", type=int, help="default: 20 on digits, 3 on mnist")
+    parser.add_argument("--epochs", type=int, help="default: 20 on digits, 5 on mnist")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    epochs = options.epochs
-    if epochs is None:
-        epochs = 20 if options.data == "digits" else 3
+    setting = SETTINGS[options.data]
+    epochs = setting.epochs if options.epochs is None else options.epochs
     if epochs < 1:
         parser.error(f"--epochs must be at least 1, got {epochs}")
+    if not 0 <= options.seed < 2**63:
+        parser.error(f"--seed must be from 0 to 2^63 - 1, got {options.seed}")
     try:
         data = load(options.data, options.data_dir, options.seed)
+        if len(data.train_y) < BATCH:
+            raise DataError(f"{data}; a batch alone is {BATCH}")
     except DataError as error:
         print(f"experiments.demo: {error}", file=sys.stderr)
         return 2
@@ -183,21 +201,23 @@ def main(arguments: list[str] | None = None) -> int:
     print(
         f"Gradients at the first step: the largest difference from native autograd's\n\n{table}\n"
     )
-    table, summary, accuracy = train(data, epochs, options.seed)
+    table, summary, accuracy = train(data, epochs, options.seed, setting.learning_rate)
     print(f"Training, the same weights and batches for both\n\n{table}\n\n{summary}\n")
     table, failed = gradient_checks(options.seed)
     print(f"torch.autograd's own checks of our backward pass, float64\n\n{table}\n")
-    return verdict(difference, accuracy, failed)
+    lowest = setting.lowest_accuracy if epochs >= setting.epochs else None
+    return verdict(difference, accuracy, lowest, failed)
 
 
-def verdict(difference: float, accuracy: float, failed: list[str]) -> int:
-    """Print what held and what did not; the exit status."""
+def verdict(difference: float, accuracy: float, lowest: float | None, failed: list[str]) -> int:
+    """Print what held and what did not; the exit status. lowest None: too short a run to judge."""
     gradients = f"float64 gradients differ by at most {difference:.1e}"
     claims = [
         (gradients, LARGEST_DIFFERENCE, difference <= LARGEST_DIFFERENCE),
-        (f"test accuracy is {accuracy:.2%}", LOWEST_ACCURACY, accuracy >= LOWEST_ACCURACY),
         (f"{len(failed)} gradient checks failed", 0, not failed),
     ]
+    if lowest is not None:
+        claims.insert(1, (f"test accuracy is {accuracy:.2%}", lowest, accuracy >= lowest))
     for text, bound, held in claims:
         print(f"{'yes' if held else 'NO '}  {text} (bound {bound:g})")
     for line in failed:

@@ -1,5 +1,6 @@
 """The private names of torch that we lean on, each with a safe default: the slower path."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,3 +42,17 @@ def weight_and_bias(layer: torch.nn.Linear) -> tuple[Any, Any]:
         return own["weight"], own["bias"]
     except (AttributeError, KeyError):
         return layer.weight, layer.bias
+
+
+def is_its_weights(layer: torch.nn.Module, forward: Callable[..., Any]) -> bool:
+    """Calling layer is no more than forward on its parameters: no hooks, no forward of its own."""
+    try:
+        return type(layer).forward is forward and not (
+            layer._forward_pre_hooks
+            or layer._forward_hooks
+            or layer._backward_pre_hooks
+            or layer._backward_hooks
+            or "forward" in layer.__dict__
+        )
+    except AttributeError:
+        return False

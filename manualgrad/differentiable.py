@@ -73,6 +73,8 @@ def differentiable(act: Activation) -> Activation:
 
 def _depending_on(a: Tensor, value: Tensor) -> Tensor:
     """value, as a node of the graph that a belongs to."""
+    if not isinstance(value, Tensor):  # a formula that is a plain number
+        value = torch.full_like(a, value)
     if value.requires_grad or not a.requires_grad:
         return value
     return torch.where(torch.zeros((), dtype=torch.bool, device=a.device), a, value)

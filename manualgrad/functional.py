@@ -55,7 +55,7 @@ def mlp(
 
     Raises as ``linear_act`` does, and ValueError for lists of different lengths.
     """
-    if tuple(skips):
+    if skips:
         raise NotImplementedError(
             "manualgrad.mlp: skips are not available yet; add the skip outside, x + mlp(x, ...)"
         )
@@ -102,9 +102,11 @@ def run(call: str, function: Callable, input: Tensor, what: Any, params: Sequenc
     if compat.any_autocast() and isinstance(input, Tensor):
         dtype = compat.autocast_dtype(input.device)
         if dtype is not None:
-            input, *params = (_autocast(tensor, dtype) for tensor in (input, *params))
+            cast = [_autocast(tensor, dtype) for tensor in (input, *params)]
+            if not _fit(cast[0], cast[1:]):
+                _refuse(call, input, params)  # in terms of what was passed
             with torch.autocast(input.device.type, enabled=False):
-                return run(call, function, input, what, params)
+                return run(call, function, cast[0], what, cast[1:])
     if not _fit(input, params):
         _refuse(call, input, params)
     dim = input.dim()
@@ -123,6 +125,7 @@ def _autocast(tensor: Any, dtype: torch.dtype) -> Any:
 # what each caller calls the weight and the bias of layer {}
 NAMES = {
     "linear_act": ("weight", "bias"),
+    "nn.Linear": ("weight", "bias"),
     "mlp": ("weights[{}]", "biases[{}]"),
     "nn.MLP": ("layers.{}.weight", "layers.{}.bias"),
 }
@@ -153,8 +156,8 @@ def _fit(input: Any, params: Sequence[Any]) -> bool:
                 return False
             width = rows
         return True
-    except (AttributeError, IndexError, TypeError, ValueError):  # not tensors, or of other ranks
-        return False
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return False  # not tensors, nested ones, or of other ranks
 
 
 def _refuse(call: str, input: Any, params: Sequence[Any]) -> NoReturn:
@@ -188,7 +191,7 @@ def _refuse(call: str, input: Any, params: Sequence[Any]) -> NoReturn:
                     f"shape {(rows, columns)} has {rows} outputs; give shape ({rows},) or None"
                 )
         width, given = rows, f"{name} of shape {(rows, columns)} gives"
-    raise AssertionError("_refuse was called on tensors that fit")
+    raise ValueError(f"manualgrad.{call}: the tensors do not fit together")
 
 
 def _refuse_operand(call: str, name: str, tensor: Any, input: Tensor) -> None:
@@ -208,7 +211,7 @@ def _refuse_operand(call: str, name: str, tensor: Any, input: Tensor) -> None:
 def _refuse_kind(call: str, name: str, tensor: Any) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"manualgrad.{call}: {name} must be a tensor, got {_kind(tensor)}")
-    if not tensor.is_floating_point() or tensor.layout is not torch.strided:
+    if not tensor.is_floating_point() or tensor.layout is not torch.strided or tensor.is_nested:
         raise TypeError(
             f"manualgrad.{call}: {name} is {_kind(tensor)}; give a dense floating tensor, "
             f"e.g. {name}.to(torch.float32)"
@@ -219,4 +222,5 @@ def _kind(value: Any) -> str:
     if not isinstance(value, Tensor):
         return f"{type(value).__name__} {value!r:.60}" if not callable(value) else repr(value)
     layout = "" if value.layout is torch.strided else f" {value.layout}"
+    layout += " nested" if value.is_nested else ""
     return f"a tensor of {value.dtype}{layout}"

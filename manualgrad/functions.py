@@ -54,17 +54,21 @@ class LinearActFunction(Function):
         if compat.any_autocast() and compat.autocast_dtype(ctx.device) is not None:
             with without_autocast(ctx):
                 return LinearActFunction.backward(ctx, grad_a, grad_z)
-        if grad_a is None and (grad_a := _zeros(ctx, (grad_z,))) is None:
+        if grad_a is None and grad_z is None:
             return None, None, None, None
         act, (needs_x, _, needs_weight, needs_bias) = ctx.act, ctx.needs_input_grad
         x, weight, s = ctx.saved_tensors
-        ops = _backward_backend(grad_a)
-        if ops is equations:
+        ops: ModuleType = equations
+        if _to_be_differentiated():
             act = differentiable(act)
+        else:
+            ops = backend_for(s if grad_a is None else grad_a)
         grad_x = grad_weight = grad_bias = None
-        delta, rows = ops.bp1_output_error(grad_a, s, act)
-        if grad_z is not None:
-            delta = rows = delta + grad_z
+        delta = rows = grad_z
+        if grad_a is not None:
+            delta, rows = ops.bp1_output_error(grad_a, s, act)
+            if grad_z is not None:
+                delta = rows = delta + grad_z
         if needs_bias:
             grad_bias = ops.bp3_bias_gradient(rows)
         if needs_x:  # the input is its own activation
@@ -87,6 +91,9 @@ class Chain:
     def __init__(self, acts: tuple[Activation, ...], recompute: bool = False):
         self.acts, self.depth, self.recompute = acts, len(acts) - 1, recompute
         self.hides_top = acts[-1].hides_z
+
+    def with_linear_top(self) -> "Chain":
+        return Chain((*self.acts[:-1], IDENTITY), self.recompute)
 
 
 # MLPFunction's inputs, and so its gradients: x, chain, W^1, b^1, ..., W^L, b^L. W^l is number 2l.
@@ -191,20 +198,27 @@ class MLPFunction(Function):
             with without_autocast(ctx):
                 return MLPFunction.backward(ctx, grad_a, *grad_s)
         chain, needs = ctx.chain, ctx.needs_input_grad
-        if grad_a is None and (grad_a := _zeros(ctx, grad_s)) is None:
-            return (None,) * len(needs)
+        if grad_a is None:
+            sent = next((g for g in grad_s if g is not None), None)
+            if sent is None:
+                return (None,) * len(needs)
+            # only hidden s^l were used, by a second derivative: delta^L = 0, whatever sigma' is
+            grad_a, chain = sent.new_zeros(ctx.shape), chain.with_linear_top()
         saved = list(ctx.saved_tensors)
         compat.release_saved_tensors(ctx)
         if chain.recompute:
             chain = Chain(chain.acts)
             x, *params = saved
-            saved = kept_for_backward(needs, x, chain, params, mlp(x, chain, *params))
+            again = mlp if _to_be_differentiated() else _forward_once_more
+            saved = kept_for_backward(needs, x, chain, params, again(x, chain, *params))
             del x, params
         weights, s = saved[: chain.depth], saved[chain.depth :]
         del saved
-        ops = _backward_backend(grad_a)
-        if ops is equations:
+        ops: ModuleType = equations
+        if _to_be_differentiated():
             chain = Chain(tuple(map(differentiable, chain.acts)))
+        else:
+            ops = backend_for(grad_a)
         return tuple(backward_pass(ops, chain, grad_a, weights, s, needs, grad_s))
 
 
@@ -213,17 +227,13 @@ def without_autocast(ctx: Any) -> torch.autocast:
     return torch.autocast(ctx.device.type, enabled=False)
 
 
-def _zeros(ctx: Any, grad_s: Sequence[Tensor | None]) -> Tensor | None:
-    """grad_a where a second derivative uses hidden outputs only; None where nothing was used."""
-    sent = next((g for g in grad_s if g is not None), None)
-    return None if sent is None else sent.new_zeros(ctx.shape)
+def _to_be_differentiated() -> bool:
+    """Gradients will have gradients of their own: they are computed by the reference equations."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-def _backward_backend(grad_a: Tensor) -> ModuleType:
-    """The equations where gradients will themselves be differentiated, else the fastest module."""
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return equations
-    return backend_for(grad_a)
+def _forward_once_more(x: Tensor, chain: Chain, *params: Tensor | None) -> tuple[Tensor, ...]:
+    return forward_pass(chain, x, params)
 
 
 def shortest_apply(function: type[Function]) -> Callable[..., Any]:

@@ -54,8 +54,8 @@ def cross_entropy(
     Gradients flow to input, and to probabilities and their weight.
     Raises ValueError for what torch refuses, TypeError for non-tensors.
     """
-    if weight is not None and not isinstance(weight, Tensor):
-        raise TypeError(f"manualgrad.cross_entropy: weight must be a tensor, got {weight!r:.80}")
+    indices = isinstance(target, Tensor) and not target.is_floating_point()
+    _check_weight("cross_entropy", "weight", weight, fixed=indices)
     options = (ignore_index, reduction, label_smoothing)
     return _call("cross_entropy", _cross_entropy, input, target, weight, *options)
 
@@ -74,14 +74,20 @@ def binary_cross_entropy_with_logits(
     weight w and pos_weight p broadcast to it. Gradients flow to input and target.
     Raises ValueError for what torch refuses, TypeError for non-tensors.
     """
-    for name, value in (("weight", weight), ("pos_weight", pos_weight)):
-        if value is not None and not isinstance(value, Tensor):
-            raise TypeError(
-                f"manualgrad.binary_cross_entropy_with_logits: {name} must be a tensor, "
-                f"got {value!r:.80}"
-            )
     call = "binary_cross_entropy_with_logits"
+    _check_weight(call, "weight", weight, fixed=True)
+    _check_weight(call, "pos_weight", pos_weight, fixed=True)
     return _call(call, _bce_with_logits, input, target, weight, pos_weight, reduction)
+
+
+def _check_weight(call: str, name: str, weight: Any, *, fixed: bool) -> None:
+    """fixed: the loss has no gradient for it, nor has torch's."""
+    if weight is not None and not isinstance(weight, Tensor):
+        raise TypeError(f"manualgrad.{call}: {name} must be a tensor, got {weight!r:.80}")
+    if fixed and weight is not None and weight.requires_grad and torch.is_grad_enabled():
+        raise LossInputError(
+            f"manualgrad.{call}: {name} must not require a gradient here; pass {name}.detach()"
+        )
 
 
 def _call(call: str, apply: Callable[..., Tensor], input: Any, target: Any, *rest: Any) -> Tensor:
@@ -90,11 +96,23 @@ def _call(call: str, apply: Callable[..., Tensor], input: Any, target: Any, *res
             raise TypeError(f"manualgrad.{call}: {name} must be a tensor, got {value!r:.80}")
     try:
         return apply(input, target, *rest)
+    except torch.OutOfMemoryError:
+        raise
+    except NotImplementedError as error:
+        if input.is_floating_point():  # nothing about the input: a derivative that is not there
+            raise
+        raise LossInputError(_complaint(call, error, input, target, rest)) from error
     except (RuntimeError, ValueError, IndexError) as error:
-        raise LossInputError(
-            f"manualgrad.{call}: {error} (input {tuple(input.shape)} {input.dtype} on "
-            f"{input.device}, target {tuple(target.shape)} {target.dtype} on {target.device})"
-        ) from None
+        raise LossInputError(_complaint(call, error, input, target, rest)) from error
+
+
+def _complaint(call: str, error: Exception, input: Tensor, target: Tensor, rest: tuple) -> str:
+    tensors = {"input": input, "target": target}
+    tensors |= zip(
+        ("weight", "pos_weight"), (t for t in rest if isinstance(t, Tensor)), strict=False
+    )
+    what = ", ".join(f"{k} {tuple(t.shape)} {t.dtype} on {t.device}" for k, t in tensors.items())
+    return f"manualgrad.{call}: {error} ({what})"
 
 
 class MSELossFunction(Function):
@@ -147,8 +165,6 @@ class CrossEntropyFunction(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         input, target, weight, *ctx.options = inputs
-        if weight is not None and weight.requires_grad and not target.is_floating_point():
-            raise ValueError("weight must not require a gradient where target is class indices")
         ctx.save_for_backward(input, target, weight)
 
     @staticmethod
@@ -166,19 +182,20 @@ class CrossEntropyFunction(Function):
 def _from_indices(ctx, grad, z, target, weight, classes) -> Tensor:
     """delta where the target is one class per example."""
     ignore_index, reduction, smoothing = ctx.options
+    target = target.long()
     counts = target != ignore_index
-    target = (target * counts).long()  # some class, where it does not count
+    target = target * counts  # some class, where it does not count
     of_target = counts if weight is None else weight[target] * counts
     grad = _wide(grad)
     if reduction == "mean":
-        total = of_target.sum()
-        grad = grad / (total + (total == 0))  # none counts: 0, not 0 / 0
+        grad = grad / of_target.sum()
+    grad = torch.where(counts, grad, 0.0)  # where nothing counts, 0 and not 0 / 0
     spread = None
     if smoothing:
         share = _uniform(weight, z.shape[classes], smoothing, grad)
-        spread = (grad * counts).unsqueeze(classes) * _along(share, z, classes)
+        spread = grad.unsqueeze(classes) * _along(share, z, classes)
         grad = (1.0 - smoothing) * grad
-    hot = (grad * of_target).unsqueeze(classes)
+    hot = (grad if weight is None else grad * of_target).unsqueeze(classes)
     sum_q = hot if spread is None else hot + spread.sum(classes, keepdim=True)
     delta = torch.softmax(_wide(z), classes) * sum_q
     if spread is not None:
@@ -192,7 +209,7 @@ def _from_probabilities(ctx, grad, z, target, weight, classes):
     _, reduction, smoothing = ctx.options
     needs_z, needs_y, needs_w, *_ = ctx.needs_input_grad
     count = z.shape[classes]
-    y = _wide(target) * (1.0 - smoothing) + smoothing / count
+    y = _wide(target) * (1.0 - smoothing) + smoothing / max(count, 1)
     w = 1.0 if weight is None else _along(weight, z, classes)
     terms = _per_term(grad, reduction, z.numel() // count if count else 0)
     grad = terms.unsqueeze(classes) if reduction == "none" else terms
@@ -224,9 +241,6 @@ class BCEWithLogitsFunction(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         input, target, weight, pos_weight, ctx.reduction = inputs
-        for name, tensor in (("weight", weight), ("pos_weight", pos_weight)):
-            if tensor is not None and tensor.requires_grad:
-                raise ValueError(f"{name} must not require a gradient")
         ctx.save_for_backward(input, target, weight, pos_weight)
 
     @staticmethod
@@ -258,7 +272,7 @@ def _per_term(grad: Tensor, reduction: str, count: Any) -> Tensor:
 def _uniform(weight: Tensor | None, count: int, smoothing: float, like: Tensor) -> Tensor:
     """What label smoothing adds to q, per class."""
     ones = like.new_ones(count) if weight is None else weight
-    return ones * (smoothing / count)
+    return ones * (smoothing / max(count, 1))
 
 
 def _along(vector: Tensor, z: Tensor, classes: int) -> Tensor:

@@ -30,6 +30,7 @@ SPECS = [
     ("swish", "silu"),
     ("gelu_new", "gelu_tanh"),
     ("ReLU", "relu"),
+    ("LeakyReLU", "leaky_relu"),
     ("sqrelu", "relu_squared"),
 ]
 
@@ -68,6 +69,10 @@ def test_unknown_activations():
     for spec in (3, nn.Softmax(), torch.exp, nn.ReLU, ["relu"]):
         with pytest.raises(TypeError, match=r"manualgrad\.linear_act"):
             activation_of(spec, "linear_act")
+    with pytest.raises(ValueError, match="approximate must be 'none' or 'tanh'"):
+        activation_of(nn.GELU(approximate="Tanh"), "linear_act")
+    with pytest.raises(ValueError, match="not finite"):
+        activation_of(nn.LeakyReLU(float("nan")), "linear_act")
     for module in (nn.LeakyReLU(-0.1), nn.CELU(0.0), nn.Softplus(0.0)):
         with pytest.raises(ValueError, match="has no derivative by hand, it"):
             activation_of(module, "linear_act")
@@ -98,6 +103,23 @@ def test_register_activation():
         mg.register_activation(cube, cube_prime, cube_second, oracle=lambda z: z**3)
 
 
+@pytest.mark.usefixtures("registry")
+def test_a_derivative_may_be_a_plain_number():
+    def twice(z):
+        return 2.0 * z
+
+    def twice_prime(a):
+        return 2.0
+
+    def twice_second(a):
+        return 0.0
+
+    mg.register_activation(twice, twice_prime, twice_second, oracle=lambda z: z + z)
+    x, weight = (torch.randn(3, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+        assert check(lambda x, w: mg.linear_act(x, w, None, "twice"), (x, weight))
+
+
 def test_register_activation_refuses_what_does_not_say_what_it_keeps():
     def half(z):
         return 0.5 * z
@@ -116,4 +138,19 @@ def test_register_activation_refuses_what_does_not_say_what_it_keeps():
         mg.register_activation(half, half, half_second, oracle=half)
     with pytest.raises(TypeError, match="oracle must be callable"):
         mg.register_activation(half, half, half, oracle=None)
-    assert "half" not in mg.activations()
+    with pytest.raises(TypeError, match="kinks must be a tuple"):
+        mg.register_activation(half, half, half, oracle=half, kinks=0.0)
+    with pytest.raises(ValueError, match="is no name"):
+        mg.register_activation(lambda z: z, half, half, oracle=half)
+
+    def scaled(z, scale):
+        return scale * z
+
+    def swish(z):
+        return z
+
+    with pytest.raises(TypeError, match="the same float constants, with defaults"):
+        mg.register_activation(scaled, scaled, scaled, oracle=half)
+    with pytest.raises(ValueError, match="'swish' is already registered"):
+        mg.register_activation(swish, half, half, oracle=half)
+    assert not {"half", "<lambda>", "scaled", "swish"} & set(mg.activations())

@@ -78,7 +78,7 @@ def test_neighbours_saved_tensors_are_unharmed(name):
 
 
 def test_the_output_may_be_changed_in_place_where_torch_allows_it():
-    for act in ("identity", "gelu"):  # the others' sigma' is written in the output, as torch's is
+    for act in ("identity", "gelu"):  # not where sigma' is written in the output, as torch's tanh'
         y, inputs = chain(act)
         want = torch.autograd.grad((2 * y).sum(), inputs, retain_graph=True)
         y.mul_(2.0)

@@ -4,6 +4,7 @@ import pathlib
 import re
 
 import pytest
+from test_activations import LIMITS
 
 import manualgrad as mg
 from manualgrad.activations import ACTIVATIONS
@@ -48,8 +49,13 @@ def test_the_table_of_activations_is_the_registry():
         if len(cells) == 9 and cells[1].startswith("`"):
             rows[cells[1].strip("`")] = cells[2:]
     assert sorted(rows) == mg.activations()
-    for name, (sigma, sigma_prime, keeps, *_) in rows.items():
+    for name, (sigma, sigma_prime, keeps, kinks, *limits, _) in rows.items():
         act = ACTIVATIONS[name]
+        assert kinks == (", ".join(f"{kink:g}" for kink in act.kinks) or "-")
+        (low, slope_low), (high, slope_high) = LIMITS[name]
+        for cell, want in zip(limits, ((low, high), (slope_low, slope_high)), strict=True):
+            shown = [float(number) for number in cell.split(",")]
+            assert shown == pytest.approx(want, rel=1e-3, nan_ok=True)
         for cell, formula in ((sigma, act.sigma), (sigma_prime, act.sigma_prime)):
             assert cell.strip("`").replace("\\|", "|") == formula.__doc__
         assert keeps == ("nothing" if act.is_identity else act.keeps)

@@ -1,5 +1,8 @@
 """Bad input in the caller's words; autocast; the transforms that work."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -64,8 +67,17 @@ def test_mlp_refuses(arguments, error, message):
     assert str(caught.value).startswith("manualgrad.mlp: ")
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_and_mixed_types_under_autocast_are_refused():
+    with pytest.raises(TypeError, match="nested; give a dense floating tensor"):
+        mg.linear_act(torch.nested.nested_tensor([X, X]), W)
+    refused = pytest.raises(ValueError, match=r"input is .*float64 but weight")
+    with torch.autocast("cpu", dtype=torch.bfloat16), refused:
+        mg.linear_act(X.double(), W)
+
+
 def test_modules_refuse_in_the_same_words():
-    with pytest.raises(ValueError, match="has 3 features, but weight of shape"):
+    with pytest.raises(ValueError, match=r"manualgrad\.nn\.Linear: .* has 3 features, but weight"):
         mg.nn.Linear(4, 5)(torch.randn(2, 3))
     with pytest.raises(TypeError, match="in_features must be an int"):
         mg.nn.Linear(4.0, 5)
@@ -128,10 +140,10 @@ def test_functional_transforms(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_activation_is_batched_without_a_fallback(name):
     """A missing batching rule is a warning of torch's, and warnings are errors here."""
-    x, weights = torch.randn(3, 6, 4), torch.randn(3, 5, 4)
+    x, weights = torch.randn(3, 6, 4).double(), torch.randn(3, 5, 4).double()
 
     def cost(weight, x):
-        return mg.mlp(x, [weight, W2], None, name).square().sum()
+        return mg.mlp(x, [weight, W2.double()], None, name).square().sum()
 
     each = [torch.func.grad(cost)(w, rows) for w, rows in zip(weights, x, strict=True)]
     got = torch.func.vmap(torch.func.grad(cost))(weights, x)
@@ -146,14 +158,26 @@ def test_forward_mode_is_refused_not_zero():
         mg.mlp(torch.autograd.forward_ad.make_dual(X, X), [W], None, "relu")
 
 
-@pytest.mark.parametrize("name", ["relu", "gelu"])
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # Dynamo's own doing
-def test_compile_without_a_graph_break(name):
-    torch._dynamo.reset()
-    w, x = W.double().requires_grad_(), X.double()
-    compiled = torch.compile(chain, backend="aot_eager", fullgraph=True)
-    want = torch.autograd.grad(native_chain(w, x, name), w)
-    torch.testing.assert_close(torch.autograd.grad(compiled(w, x, name), w), want)
+COMPILE = """
+import torch, manualgrad as mg
+net = mg.nn.MLP([4, 6, 3], {name!r}, recompute={recompute}).double()
+layer = mg.nn.Linear(3, 2, activation={name!r}).double()
+model = torch.nn.Sequential(net, layer)
+x = torch.randn(5, 4, dtype=torch.float64)
+compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+params = list(model.parameters())
+got = torch.autograd.grad(compiled(x).square().sum(), params)
+want = torch.autograd.grad(model(x).square().sum(), params)
+torch.testing.assert_close(got, want)
+"""
+
+
+@pytest.mark.parametrize("name", ["relu", "gelu", "softsign"])
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recompute"])
+def test_compile_without_a_graph_break_as_the_first_call_of_a_process(name, recompute):
+    code = COMPILE.format(name=name, recompute=recompute)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr[-2000:]
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

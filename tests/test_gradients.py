@@ -123,11 +123,30 @@ def test_third_order(name):
 
 
 @names
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_three_orders_are_finite_far_out(name, dtype):
+    """No order meets inf * 0, where e^z overflows or anywhere else."""
+    sizes = torch.tensor([5.0, 10.0, 50.0, 90.0, 300.0, 800.0, 1e4], dtype=dtype)
+    z = torch.cat([-sizes, sizes])[:, None].requires_grad_()
+    a = mg.linear_act(z, torch.ones(1, 1, dtype=dtype), None, name)
+    for _ in range(3):
+        if not a.requires_grad:
+            break
+        (a,) = torch.autograd.grad(a.sum(), z, create_graph=True, allow_unused=True)
+        if a is None:
+            assert name == "identity"  # as in torch
+            break
+        assert a.isfinite().all()
+
+
+@names
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0, 3), (0, 0, 3)], ids=str)
 def test_empty_batches(name, shape):
     x, w1, b1, w2 = f64(*shape), f64(4, 3), f64(4), f64(2, 4)
-    for y in (mg.linear_act(x, w1, b1, name), mg.mlp(x, [w1, w2], [b1, None], name)):
-        assert y.shape == (*shape[:-1], 4 if y.shape[-1] == 4 else 2)
+    one, two = mg.linear_act(x, w1, b1, name), mg.mlp(x, [w1, w2], [b1, None], name)
+    assert one.shape == (*shape[:-1], 4)
+    assert two.shape == (*shape[:-1], 2)
+    for y in (one, two):
         grads = torch.autograd.grad(y.sum(), (x, w1, b1), create_graph=True)
         assert [g.shape for g in grads] == [x.shape, w1.shape, b1.shape]
         assert not any(g.count_nonzero() for g in grads)
@@ -160,6 +179,14 @@ def test_strided_inputs(name):
 
     assert gradcheck(f, (x, weight, bias))
     assert gradgradcheck(lambda *t: f(*t).square(), (x, weight, bias))
+
+
+def test_a_second_derivative_alone_does_not_meet_an_infinite_first():
+    z = torch.tensor([[torch.inf]], dtype=torch.float64, requires_grad=True)
+    y = mg.linear_act(z, torch.ones(1, 1, dtype=torch.float64), None, "relu_squared")
+    (first,) = torch.autograd.grad(y.sum(), z, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), z)
+    assert second.item() == 2.0
 
 
 def test_the_same_tensor_twice_gets_the_sum_of_its_uses():

@@ -220,6 +220,36 @@ def test_unknown_reductions(reduction):
         mg.cross_entropy(Z, T, reduction=reduction)
 
 
+def test_small_integer_targets_and_weights_that_cancel():
+    z = f64(2, 200)
+    target = torch.tensor([156, 3], dtype=torch.uint8)  # 156 is -100 in eight bits
+    assert_same(lambda z: mg.cross_entropy(z, target), lambda z: F.cross_entropy(z, target), z)
+    z, weight = f64(2, 3), torch.tensor([1.0, -1.0, 5.0], dtype=torch.float64)
+    grads = []
+    for cost in (mg.cross_entropy, F.cross_entropy):
+        grads.append(torch.autograd.grad(cost(z, torch.tensor([0, 1]), weight), z)[0])
+    assert not grads[1].isfinite().all()
+    torch.testing.assert_close(*grads, equal_nan=True)
+
+
+def test_no_classes_and_weights_that_need_no_gradient_here():
+    z = f64(4, 0)
+    assert torch.autograd.grad(mg.cross_entropy(z, f64(4, 0), reduction="sum"), z)[0].shape == (
+        4,
+        0,
+    )
+    weight = torch.rand(4, requires_grad=True)
+    with torch.no_grad():
+        mg.cross_entropy(Z, T, weight)
+        mg.binary_cross_entropy_with_logits(Z, Y, pos_weight=weight)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit's, in torch's own code
+def test_forward_mode_is_refused_as_what_it_is():
+    with pytest.raises(NotImplementedError, match="jvp"):
+        torch.func.jvp(lambda z: mg.cross_entropy(z, T), (Z,), (Z,))
+
+
 def test_non_tensors_and_weights_that_require_gradients():
     with pytest.raises(TypeError, match="target must be a tensor, got"):
         mg.cross_entropy(Z, [0, 1, 2])

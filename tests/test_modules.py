@@ -123,6 +123,13 @@ def test_from_sequential_holds_the_callers_parameters():
     torch.testing.assert_close(net(x), seq(x))
 
 
+def test_from_sequential_with_one_activation_module_in_several_places():
+    act = nn.Tanh()
+    seq = nn.Sequential(nn.Linear(4, 4), act, nn.Linear(4, 4), act)
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(mg.nn.MLP.from_sequential(seq)(x), seq(x))
+
+
 def test_from_sequential_draws_no_random_numbers():
     seq = sequential(4, 5, 2)
     torch.manual_seed(1)
@@ -137,10 +144,24 @@ class Doubled(nn.Linear):
         return 2 * super().forward(input)
 
 
-def hooked():
-    seq = sequential(4, 2)
-    seq[0].register_forward_hook(lambda *_: None)
+def hooked(which):
+    seq = nn.Sequential(nn.Linear(4, 2), nn.Identity(), nn.Tanh())
+    (seq if which is None else seq[which]).register_forward_hook(lambda *_: None)
     return seq
+
+
+def with_its_own_forward():
+    seq = sequential(4, 2)
+    seq[0].forward = lambda x: x
+    return seq
+
+
+class Reversed(nn.Sequential):
+    def forward(self, input):
+        return input
+
+
+LINEAR = nn.Linear(2, 2)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +173,12 @@ def hooked():
         (nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), TypeError, "for the module LayerNorm"),
         (nn.Sequential(Doubled(2, 2)), TypeError, "'0' is a Doubled"),
         (nn.Sequential(), ValueError, "no Linear"),
-        (hooked(), ValueError, "at '0' has hooks"),
+        (hooked(0), ValueError, "Linear at '0' has hooks"),
+        (hooked(1), ValueError, "Identity at '1' has hooks"),
+        (hooked(None), ValueError, "Sequential at 'the Sequential' has hooks"),
+        (with_its_own_forward(), ValueError, "forward of its own"),
+        (Reversed(nn.Linear(2, 2)), ValueError, "forward of its own"),
+        (nn.Sequential(LINEAR, nn.Tanh(), LINEAR), ValueError, "at '2' stands in it twice"),
         (nn.Linear(2, 2), TypeError, "expected a torch.nn.Sequential, got Linear"),
     ],
 )  # fmt: skip
@@ -185,15 +211,47 @@ def test_what_is_not_there_yet_says_so():
         mg.mlp(torch.randn(2, 3), [torch.randn(3, 3)], None, "relu", skips=[1])
 
 
-def test_parametrised_and_pruned_layers():
-    net = mg.nn.MLP([4, 5, 2], "tanh")
+def pruned(net, first):
+    nn.utils.prune.l1_unstructured(first, "weight", amount=0.5)
+
+
+def parametrised(net, first):
+    nn.utils.parametrizations.weight_norm(first)
+
+
+def hooked_layer(net, first):
+    first.register_forward_hook(lambda module, args, output: output * 0.5)
+
+
+@pytest.mark.parametrize("change", [pruned, parametrised, hooked_layer], ids=lambda f: f.__name__)
+def test_layers_that_are_more_than_their_weights_train_as_torchs(change):
+    seq = sequential(4, 5, 2, last=False)
+    net = mg.nn.MLP.from_sequential(copy.deepcopy(seq))
+    change(net, net.layers[0])
+    if change is hooked_layer:
+        change(seq, seq[1])  # ours sees a, torch's activation is a module of its own
+    else:
+        change(seq, seq[0])
     x = torch.randn(3, 4)
-    nn.utils.parametrizations.weight_norm(net.layers[0])
-    nn.utils.prune.l1_unstructured(net.layers[1], "weight", amount=0.5)
-    want = net.layers[1](net.layers[0](x))
-    torch.testing.assert_close(net(x), want)
-    net(x).sum().backward()
-    assert all(p.grad is not None for p in net.parameters())
+    for model in (net, seq):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(net(x), seq(x))
+
+
+def test_a_layer_may_be_replaced_and_its_activation_set():
+    net, x = mg.nn.MLP([4, 5, 2], "tanh"), torch.randn(3, 4)
+    net.layers[0].activation = "gelu"
+    torch.testing.assert_close(
+        net(x), net.layers[1](F.gelu(F.linear(x, net.layers[0].weight, net.layers[0].bias)))
+    )
+    with pytest.raises(ValueError, match="did you mean 'tanh'"):
+        net.layers[0].activation = "tahn"
+    net.layers[1] = nn.Linear(5, 7)
+    assert net(x).shape == (3, 7)
 
 
 def test_functional_call():

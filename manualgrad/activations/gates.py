@@ -11,6 +11,7 @@ from manualgrad.activations.registry import register
 from manualgrad.formula import erf, exp, full_like, log1p, maximum, minimum, tanh, where
 
 FAR = 1e4
+NEARER = 80.0  # sigma'' is differentiated as it stands, so e^NEARER must not overflow in float32
 SQRT_HALF = 0.7071067811865476
 INV_SQRT_TAU = 0.3989422804014327  # 1 / sqrt(2 pi)
 
@@ -61,7 +62,7 @@ def gelu_tanh_prime(z):
 
 def gelu_tanh_second(z):
     """p (1 - p) (2 v' + z v'' + z v'^2 (1 - 2p))"""
-    c = minimum(maximum(z, -NEAR), NEAR)
+    c = minimum(maximum(z, -0.125 * NEARER), 0.125 * NEARER)
     p = 1.0 / (1.0 + exp(-TWICE_SQRT_2_OVER_PI * (c + CUBIC * c * c * c)))
     dv = TWICE_SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * c * c)
     ddv = TWICE_SQRT_2_OVER_PI * 6.0 * CUBIC * c
@@ -92,7 +93,7 @@ def quick_gelu_prime(z):
 
 def quick_gelu_second(z):
     """1.702 p (1 - p) (2 + 1.702 z (1 - 2p))"""
-    c = minimum(maximum(z, -FAR), FAR)
+    c = minimum(maximum(z, -0.5 * NEARER), 0.5 * NEARER)
     p = 1.0 / (1.0 + exp(-QUICK * c))
     return QUICK * p * (1.0 - p) * (2.0 + QUICK * c * (1.0 - 2.0 * p))
 
@@ -122,7 +123,7 @@ def silu_prime(z):
 
 def silu_second(z):
     """p (1 - p) (2 + z (1 - 2p))"""
-    c = minimum(maximum(z, -FAR), FAR)
+    c = minimum(maximum(z, -NEARER), NEARER)
     p = 1.0 / (1.0 + exp(-c))
     return p * (1.0 - p) * (2.0 + c * (1.0 - 2.0 * p))
 
@@ -148,7 +149,7 @@ def mish_prime(z):
 
 def mish_second(z):
     """(1 - t^2) p (2 + z (1 - p - 2 t p))"""
-    c = minimum(maximum(z, -FAR), FAR)
+    c = minimum(maximum(z, -NEARER), NEARER)
     t = tanh(log1p(exp(c)))
     p = 1.0 / (1.0 + exp(-c))
     return (1.0 - t * t) * p * (2.0 + c * (1.0 - p - 2.0 * t * p))

@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,28 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from manualgrad.activations.registry import ACTIVATIONS, Activation, recall
-
-# everything that torch.nn.Module and torch.nn.functional call by another name, and common spellings
-ALIASES = {
-    "none": "identity",
-    "linear": "identity",
-    "relu2": "relu_squared",
-    "relu_sq": "relu_squared",
-    "sqrelu": "relu_squared",
-    "squared_relu": "relu_squared",
-    "hard_sigmoid": "hardsigmoid",
-    "logsigmoid": "log_sigmoid",
-    "swish": "silu",
-    "hard_swish": "hardswish",
-    "gelu_erf": "gelu",
-    "gelu_approx": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_tanh_approx": "gelu_tanh",
-    "quickgelu": "quick_gelu",
-    "sin": "sine",
-}
+from manualgrad.activations.registry import ACTIVATIONS, ALIASES, Activation, recall
 
 # a module's type -> its activation's name and the attributes that are the formula's parameters
 MODULES: dict[type, tuple[str, tuple[str, ...]]] = {
@@ -130,11 +110,17 @@ def _activation_of_module(module: nn.Module, call: str) -> Activation:
             f"{type(module).__name__}; there is one for {known}"
         )
     name, attributes = MODULES[type(module)]
-    if isinstance(module, nn.GELU) and module.approximate == "tanh":
-        name = "gelu_tanh"
+    if isinstance(module, nn.GELU):
+        if module.approximate not in ("none", "tanh"):
+            raise ValueError(
+                f"manualgrad.{call}: {module}: approximate must be 'none' or 'tanh', as in torch"
+            )
+        name = "gelu_tanh" if module.approximate == "tanh" else "gelu"
     parameters = tuple((key, float(getattr(module, key))) for key in attributes)
     if parameters == _defaults(name, attributes):
         return ACTIVATIONS[name]
+    if not all(math.isfinite(value) for _, value in parameters):
+        raise ValueError(f"manualgrad.{call}: {module} has a parameter that is not finite")
     if name in REFUSED:
         key, refused, reason = REFUSED[name]
         if refused(dict(parameters)[key]):

@@ -2,6 +2,7 @@
 
 relu, leaky_relu and relu6 are piecewise linear, so their sigma' keeps a. elu, selu and celu keep
 z: 1 + a loses every digit of e^z in bfloat16 once a is near -1.
+sigma'' is differentiated as it stands for third derivatives, so its exp must not overflow.
 At a kink, and at NaN where sigma' is constant on each side, sigma' is what torch takes.
 """
 
@@ -137,7 +138,7 @@ def elu_prime(z, alpha=1.0):
 
 def elu_second(z, alpha=1.0):
     """0 if z > 0 else alpha e^z"""
-    return where(z > 0, 0.0, alpha * exp(z))
+    return where(z > 0, 0.0, alpha * exp(minimum(z, 0.0)))
 
 
 register(elu, elu_prime, elu_second, oracle=F.elu, kinks=(0.0,))
@@ -161,7 +162,7 @@ def selu_prime(z):
 
 def selu_second(z):
     """scale (0 if z > 0 else alpha e^z)"""
-    return SELU_SCALE * where(z > 0, 0.0, SELU_ALPHA * exp(z))
+    return SELU_SCALE * where(z > 0, 0.0, SELU_ALPHA * exp(minimum(z, 0.0)))
 
 
 register(selu, selu_prime, selu_second, oracle=F.selu, kinks=(0.0,))
@@ -182,7 +183,7 @@ def celu_prime(z, alpha=1.0):
 
 def celu_second(z, alpha=1.0):
     """0 if z > 0 else e^(z / alpha) / alpha"""
-    return where(z > 0, 0.0, exp(z / alpha) / alpha)
+    return where(z > 0, 0.0, exp(minimum(z, 0.0) / alpha) / alpha)
 
 
 register(celu, celu_prime, celu_second, oracle=F.celu, kinks=(0.0,))

@@ -2,8 +2,8 @@
 
 import functools
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -17,6 +17,9 @@ class Activation:
     oracle:       an independent implementation of sigma, used only to judge ours
     kinks:        points where sigma' or sigma'' jumps; finite differences step around them
     parameters:   (name, value) pairs that differ from torch's defaults, bound into all four
+    keeps:        'z' or 'a', the tensor that sigma_prime is a function of
+    is_identity:  sigma(z) = z, so there is nothing to keep and nothing to multiply by
+    hides_z:      a Function returns z, hidden, next to a, because sigma' is written in it
     """
 
     name: str
@@ -27,20 +30,16 @@ class Activation:
     kinks: tuple[float, ...] = ()
     parameters: tuple[tuple[str, float], ...] = ()
 
-    @functools.cached_property
-    def keeps(self) -> str:
-        """'z' or 'a': the tensor that sigma_prime is a function of."""
-        return next(iter(inspect.signature(self.sigma_prime).parameters))
+    keeps: str = field(init=False)
+    is_identity: bool = field(init=False)
+    hides_z: bool = field(init=False)
 
-    @functools.cached_property
-    def is_identity(self) -> bool:
-        """sigma(z) = z: nothing to keep and nothing to multiply by."""
-        return self.name == "identity"
-
-    @functools.cached_property
-    def hides_z(self) -> bool:
-        """A Function returns z, hidden, next to a: sigma' is written in it."""
-        return self.keeps == "z" and not self.is_identity
+    def __post_init__(self) -> None:
+        keeps = next(iter(inspect.signature(self.sigma_prime).parameters))
+        identity = self.name == "identity"
+        object.__setattr__(self, "keeps", keeps)
+        object.__setattr__(self, "is_identity", identity)
+        object.__setattr__(self, "hides_z", keeps == "z" and not identity)
 
     @functools.lru_cache(maxsize=256)  # noqa: B019  records live as long as the process
     def with_parameters(self, *parameters: tuple[str, float]) -> "Activation":
@@ -64,6 +63,28 @@ class Activation:
 
 
 ACTIVATIONS: dict[str, Activation] = {}
+
+# common spellings, in lower case, of names that torch.nn.functional spells otherwise
+ALIASES = {
+    "none": "identity",
+    "linear": "identity",
+    "relu2": "relu_squared",
+    "relu_sq": "relu_squared",
+    "sqrelu": "relu_squared",
+    "squared_relu": "relu_squared",
+    "leakyrelu": "leaky_relu",
+    "hard_sigmoid": "hardsigmoid",
+    "logsigmoid": "log_sigmoid",
+    "swish": "silu",
+    "hard_swish": "hardswish",
+    "gelu_erf": "gelu",
+    "gelu_approx": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_tanh_approx": "gelu_tanh",
+    "quickgelu": "quick_gelu",
+    "sin": "sine",
+}
 
 
 def recall(name: str, parameters: tuple[tuple[str, float], ...] = ()) -> Activation:
@@ -99,30 +120,40 @@ def register(
     Raises TypeError for a formula that is not a function of z or a, ValueError for a taken name.
     """
     call = "manualgrad.register_activation"
-    kept = []
-    for role, formula in (
-        ("sigma", sigma),
-        ("sigma_prime", sigma_prime),
-        ("sigma_second", sigma_second),
-    ):
-        if not inspect.isfunction(formula):
-            raise TypeError(f"{call}: {role} must be a plain function, got {formula!r}")
-        allowed = ("z",) if role == "sigma" else ("z", "a")
-        first = next(iter(inspect.signature(formula).parameters), None)
-        if first not in allowed:
-            raise TypeError(
-                f"{call}: the first parameter of {role} is {first!r}; name it "
-                f"{' or '.join(map(repr, allowed))}, which says what tensor it is a function of"
-            )
-        kept.append(first)
-    if kept[1] != kept[2]:
+    formulas = {"sigma": sigma, "sigma_prime": sigma_prime, "sigma_second": sigma_second}
+    kept = {role: _first_parameter(call, role, formula) for role, formula in formulas.items()}
+    if kept["sigma_prime"] != kept["sigma_second"]:
         raise TypeError(
-            f"{call}: sigma_prime is written in {kept[1]!r} but sigma_second in {kept[2]!r}; "
-            f"write both in the same tensor, the one that backward keeps"
+            f"{call}: sigma_prime is written in {kept['sigma_prime']!r} but sigma_second in "
+            f"{kept['sigma_second']!r}; write both in the same tensor, the one that backward keeps"
+        )
+    constants = [list(inspect.signature(f).parameters.values())[1:] for f in formulas.values()]
+    if any(c != constants[0] for c in constants) or any(p.default is p.empty for p in constants[0]):
+        raise TypeError(
+            f"{call}: after their first parameter the three formulas take {constants}; give all "
+            f"three the same float constants, with defaults"
         )
     if not callable(oracle):
         raise TypeError(f"{call}: oracle must be callable, got {oracle!r}")
+    if isinstance(kinks, str) or not isinstance(kinks, Iterable):
+        raise TypeError(f"{call}: kinks must be a tuple of floats, got {kinks!r}")
     name = sigma.__name__
-    if name in ACTIVATIONS:
+    if not name.isidentifier():
+        raise ValueError(f"{call}: {name!r} is no name; define sigma with def")
+    if name in ACTIVATIONS or name in ALIASES:
         raise ValueError(f"{call}: {name!r} is already registered; rename the function")
-    ACTIVATIONS[name] = Activation(name, sigma, sigma_prime, sigma_second, oracle, tuple(kinks))
+    points = tuple(float(kink) for kink in kinks)
+    ACTIVATIONS[name] = Activation(name, sigma, sigma_prime, sigma_second, oracle, points)
+
+
+def _first_parameter(call: str, role: str, formula: Any) -> str | None:
+    if not inspect.isfunction(formula):
+        raise TypeError(f"{call}: {role} must be a plain function, got {formula!r}")
+    allowed = ("z",) if role == "sigma" else ("z", "a")
+    first = next(iter(inspect.signature(formula).parameters), None)
+    if first not in allowed:
+        raise TypeError(
+            f"{call}: the first parameter of {role} is {first!r}; name it "
+            f"{' or '.join(map(repr, allowed))}, which says what tensor it is a function of"
+        )
+    return first

@@ -125,7 +125,7 @@ def softplus_prime(z, beta=1.0, threshold=20.0):
 
 def softplus_second(z, beta=1.0, threshold=20.0):
     """beta p (1 - p), p = 1 / (1 + e^-(beta z))"""
-    p = 1.0 / (1.0 + exp(-beta * z))
+    p = 1.0 / (1.0 + exp(-minimum(maximum(beta * z, -80.0), 80.0)))
     return where(beta * z > threshold, 0.0, beta * p * (1.0 - p))
 
 
@@ -151,7 +151,7 @@ def softsign_prime(z):
 def softsign_second(z):
     """-2 sign(z) / (1 + |z|)^3"""
     r = 1.0 / (1.0 + absolute(z))
-    return where(z < 0, 2.0 * r * r * r, -2.0 * r * r * r)
+    return where(z < 0, 2.0 * r * r * r, where(z > 0, -2.0 * r * r * r, 0.0))
 
 
 register(softsign, softsign_prime, softsign_second, oracle=F.softsign, kinks=(0.0,))

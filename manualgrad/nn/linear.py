@@ -1,13 +1,14 @@
 """One fused layer as a module."""
 
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from manualgrad import compat
-from manualgrad.activations import activation_of
-from manualgrad.functional import linear_act
+from manualgrad import compat, functions
+from manualgrad.activations import Activation, activation_of
+from manualgrad.functional import run
 
 
 class Linear(nn.Linear):
@@ -37,12 +38,24 @@ class Linear(nn.Linear):
         act = activation_of(activation, "nn.Linear")
         for name, value in (("in_features", in_features), ("out_features", out_features)):
             check_width("nn.Linear", name, value)
-        super().__init__(in_features, out_features, bias, device, dtype)
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"manualgrad.nn.Linear: dtype must be a floating one, got {dtype}")
+        super().__init__(int(in_features), int(out_features), bias, device, dtype)
         self.activation = act
 
     def forward(self, input: Tensor) -> Tensor:
-        weight, bias = compat.weight_and_bias(self)
-        return linear_act(input, weight, bias, self.activation)
+        return run(
+            "nn.Linear", functions.linear_act, input, self._activation, compat.weight_and_bias(self)
+        )
+
+    @property
+    def activation(self) -> Activation:
+        """sigma; set it to anything that the constructor takes."""
+        return self._activation
+
+    @activation.setter
+    def activation(self, activation: Any) -> None:
+        self._activation = activation_of(activation, "nn.Linear")
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activation={self.activation}"
@@ -50,7 +63,7 @@ class Linear(nn.Linear):
 
 def check_width(call: str, name: str, value: Any) -> None:
     """Raise unless value is a number of features."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"manualgrad.{call}: {name} must be an int, got {value!r}")
     if value < 0:
         raise ValueError(f"manualgrad.{call}: {name} must be >= 0, got {value}")

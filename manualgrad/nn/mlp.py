@@ -1,6 +1,6 @@
 """A chain of fused layers as a module."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -23,8 +23,8 @@ class MLP(nn.Module):
 
     ``layers[i]`` is a manualgrad.nn.Linear: layers.0.weight (N_1, N_0), layers.0.bias (N_1,), ...;
     under the same seed the initial values are those of the torch.nn.Linear's of the same sizes,
-    made in the same order. forward() runs the whole chain at once, so forward hooks on a layer are
-    not called.
+    made in the same order. forward() runs the whole chain at once. Where a layer is more than its
+    weights (hooks, pruning, another module in its place) it calls the layers one by one instead.
 
     forward: input (..., sizes[0]) -> (..., sizes[-1]).
     Raises ValueError for fewer than two sizes or an unknown activation, TypeError for other kinds.
@@ -74,12 +74,17 @@ class MLP(nn.Module):
                 f"{type(seq).__name__}"
             )
         layers: list[Linear] = []
+        made: dict[nn.Linear, Linear] = {}
         for name, module in _flattened(seq, ""):
             if _passes_through(module):
                 continue
-            _refuse_hooks(name, module)
             if isinstance(module, nn.Linear):
-                layers.append(_layer_around(name, module))
+                if module in made:
+                    raise ValueError(
+                        f"manualgrad.nn.MLP.from_sequential: the Linear at {name!r} stands in it "
+                        f"twice; call manualgrad.mlp with its weight in both places instead"
+                    )
+                layers.append(made.setdefault(module, _layer_around(name, module)))
                 continue
             act = activation_of(module, f"nn.MLP.from_sequential at {name!r}")
             if not layers or not layers[-1].activation.is_identity:
@@ -98,10 +103,18 @@ class MLP(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         params, acts = [], [IDENTITY]
-        for layer in cast(Iterable[Linear], self.layers):
+        for layer in self.layers:
+            if not compat.is_its_weights(layer, Linear.forward):
+                return self._layer_by_layer(input)
+            layer = cast(Linear, layer)
             params += compat.weight_and_bias(layer)
-            acts.append(activation_of(layer.activation, "nn.MLP"))
+            acts.append(layer._activation)
         return run("nn.MLP", functions.mlp, input, Chain(tuple(acts), self.recompute), params)
+
+    def _layer_by_layer(self, input: Tensor) -> Tensor:
+        for layer in self.layers:
+            input = layer(input)
+        return input
 
     def extra_repr(self) -> str:
         return "recompute=True" if self.recompute else ""
@@ -129,11 +142,13 @@ def _activations(sizes: Any, activation: Any, out_activation: Any) -> list[Any]:
 
 
 def _flattened(seq: nn.Sequential, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-    for name, module in seq.named_children():
-        if type(module) is nn.Sequential:
-            _refuse_hooks(prefix + name, module)
+    """The modules in the order in which they run, one that stands twice twice."""
+    _refuse_more_than_its_weights(prefix.removesuffix(".") or "the Sequential", seq)
+    for name, module in seq._modules.items():
+        if isinstance(module, nn.Sequential):
             yield from _flattened(module, f"{prefix}{name}.")
-        else:
+        elif module is not None:
+            _refuse_more_than_its_weights(prefix + name, module)
             yield prefix + name, module
 
 
@@ -159,10 +174,10 @@ def _layer_around(name: str, module: nn.Linear) -> Linear:
     return layer
 
 
-def _refuse_hooks(name: str, module: nn.Module) -> None:
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(getattr(module, kind, None) for kind in hooks):
+def _refuse_more_than_its_weights(name: str, module: nn.Module) -> None:
+    forward = nn.Sequential.forward if isinstance(module, nn.Sequential) else type(module).forward
+    if not compat.is_its_weights(module, forward):
         raise ValueError(
-            f"manualgrad.nn.MLP.from_sequential: {type(module).__name__} at {name!r} has hooks, "
-            f"which a chain would not call; remove them first"
+            f"manualgrad.nn.MLP.from_sequential: {type(module).__name__} at {name!r} has hooks, or "
+            f"a forward of its own, that a chain would not call; remove them first"
         )
