@@ -1,6 +1,6 @@
 """A chain of fused layers as a module."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -103,10 +103,10 @@ class MLP(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         params, acts = [], [IDENTITY]
-        for layer in self.layers:
-            if not compat.is_its_weights(layer, Linear.forward):
+        forward = Linear.forward
+        for layer in cast(Iterable[Linear], self.layers):
+            if not compat.is_its_weights(layer, forward):
                 return self._layer_by_layer(input)
-            layer = cast(Linear, layer)
             params += compat.weight_and_bias(layer)
             acts.append(layer._activation)
         return run("nn.MLP", functions.mlp, input, Chain(tuple(acts), self.recompute), params)
