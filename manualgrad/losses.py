@@ -108,9 +108,8 @@ def _call(call: str, apply: Callable[..., Tensor], input: Any, target: Any, *res
 
 def _complaint(call: str, error: Exception, input: Tensor, target: Tensor, rest: tuple) -> str:
     tensors = {"input": input, "target": target}
-    tensors |= zip(
-        ("weight", "pos_weight"), (t for t in rest if isinstance(t, Tensor)), strict=False
-    )
+    weights = zip(("weight", "pos_weight"), rest, strict=False)
+    tensors |= {name: weight for name, weight in weights if isinstance(weight, Tensor)}
     what = ", ".join(f"{k} {tuple(t.shape)} {t.dtype} on {t.device}" for k, t in tensors.items())
     return f"manualgrad.{call}: {error} ({what})"
 

@@ -220,6 +220,13 @@ def test_unknown_reductions(reduction):
         mg.cross_entropy(Z, T, reduction=reduction)
 
 
+def test_a_complaint_names_every_tensor():
+    with pytest.raises(ValueError, match=r"target \(3, 4\).*, pos_weight \(7,\)"):
+        mg.binary_cross_entropy_with_logits(Z, Y, pos_weight=torch.rand(7))
+    with pytest.raises(ValueError, match=r", weight \(2,\)"):
+        mg.cross_entropy(Z, T, torch.rand(2))
+
+
 def test_small_integer_targets_and_weights_that_cancel():
     z = f64(2, 200)
     target = torch.tensor([156, 3], dtype=torch.uint8)  # 156 is -100 in eight bits
