@@ -40,7 +40,7 @@ class LinearActFunction(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
         x, ctx.act, weight, _ = inputs
-        ctx.shape, ctx.device = output[0].shape, output[0].device
+        ctx.device = output[0].device
         ctx.set_materialize_grads(False)
         needs_x, _, needs_weight, _ = ctx.needs_input_grad
         ctx.save_for_backward(
@@ -92,8 +92,10 @@ class Chain:
         self.acts, self.depth, self.recompute = acts, len(acts) - 1, recompute
         self.hides_top = acts[-1].hides_z
 
-    def with_linear_top(self) -> "Chain":
-        return Chain((*self.acts[:-1], IDENTITY), self.recompute)
+    def up_to(self, top: int) -> "Chain":
+        """The layers 1..top as a chain whose output is s^top: z^top, if that is what is kept."""
+        act = IDENTITY if self.acts[top].keeps == "z" else self.acts[top]
+        return Chain((*self.acts[:top], act))
 
 
 # MLPFunction's inputs, and so its gradients: x, chain, W^1, b^1, ..., W^L, b^L. W^l is number 2l.
@@ -184,7 +186,7 @@ class MLPFunction(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
         x, chain, *params = inputs
-        ctx.chain, ctx.shape, ctx.device = chain, output[0].shape, output[0].device
+        ctx.chain, ctx.device = chain, output[0].device
         ctx.set_materialize_grads(False)
         if chain.recompute:
             ctx.save_for_backward(x, *params)
@@ -198,12 +200,11 @@ class MLPFunction(Function):
             with without_autocast(ctx):
                 return MLPFunction.backward(ctx, grad_a, *grad_s)
         chain, needs = ctx.chain, ctx.needs_input_grad
-        if grad_a is None:
-            sent = next((g for g in grad_s if g is not None), None)
-            if sent is None:
+        top = chain.depth  # the highest layer that an adjoint arrives at
+        if grad_a is None:  # only hidden s^l were used, by a derivative of a derivative
+            top = max((l for l, g in enumerate(grad_s, start=1) if g is not None), default=0)
+            if top == 0 or not any(needs[: 2 * top + 2]):
                 return (None,) * len(needs)
-            # only hidden s^l were used, by a second derivative: delta^L = 0, whatever sigma' is
-            grad_a, chain = sent.new_zeros(ctx.shape), chain.with_linear_top()
         saved = list(ctx.saved_tensors)
         compat.release_saved_tensors(ctx)
         if chain.recompute:
@@ -212,14 +213,18 @@ class MLPFunction(Function):
             again = mlp if _to_be_differentiated() else _forward_once_more
             saved = kept_for_backward(needs, x, chain, params, again(x, chain, *params))
             del x, params
-        weights, s = saved[: chain.depth], saved[chain.depth :]
+        weights, s = saved[: chain.depth], saved[chain.depth : chain.depth + top + 1]
         del saved
+        if grad_a is None:  # the walk begins at s^top, which is z^top or a^top
+            chain, needs = chain.up_to(top), needs[: 2 * top + 2]
+            grad_a, grad_s = grad_s[top - 1], grad_s[: top - 1]
         ops: ModuleType = equations
         if _to_be_differentiated():
             chain = Chain(tuple(map(differentiable, chain.acts)))
         else:
             ops = backend_for(grad_a)
-        return tuple(backward_pass(ops, chain, grad_a, weights, s, needs, grad_s))
+        grads = backward_pass(ops, chain, grad_a, weights, s, needs, grad_s)
+        return *grads, *[None] * (len(ctx.needs_input_grad) - len(grads))
 
 
 def without_autocast(ctx: Any) -> torch.autocast:

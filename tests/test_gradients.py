@@ -181,6 +181,24 @@ def test_strided_inputs(name):
     assert gradgradcheck(lambda *t: f(*t).square(), (x, weight, bias))
 
 
+@pytest.mark.parametrize("acts", [*MIXED, ("tanh", "gelu", "gelu"), ("relu", "tanh", "sigmoid")])
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recompute"])
+def test_a_gradient_penalty_alone_reaches_what_torchs_reaches(acts, recompute):
+    """No adjoint arrives at a^L: what stands above the highest use has no gradient, not a zero."""
+    x, w1, b1, w2, w3, b3 = tensors = chain_tensors(acts)
+    penalties = []
+    for y in (
+        mg.mlp(x, [w1, w2, w3], [b1, None, b3], acts, recompute=recompute),
+        native_mlp(x, [w1, w2, w3], [b1, None, b3], acts),
+    ):
+        (grad,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        penalties.append(torch.autograd.grad(grad.square().sum(), tensors, allow_unused=True))
+    for mine, native in zip(*penalties, strict=True):
+        assert (mine is None) == (native is None)
+        if native is not None:
+            torch.testing.assert_close(mine, native, rtol=1e-11, atol=1e-12)
+
+
 def test_a_second_derivative_alone_does_not_meet_an_infinite_first():
     z = torch.tensor([[torch.inf]], dtype=torch.float64, requires_grad=True)
     y = mg.linear_act(z, torch.ones(1, 1, dtype=torch.float64), None, "relu_squared")
