@@ -12,7 +12,7 @@ own beyond sigma'', and no second forward pass.
 
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -217,7 +217,7 @@ class MLPFunction(Function):
         del saved
         if grad_a is None:  # the walk begins at s^top, which is z^top or a^top
             chain, needs = chain.up_to(top), needs[: 2 * top + 2]
-            grad_a, grad_s = grad_s[top - 1], grad_s[: top - 1]
+            grad_a, grad_s = cast(Tensor, grad_s[top - 1]), grad_s[: top - 1]
         ops: ModuleType = equations
         if _to_be_differentiated():
             chain = Chain(tuple(map(differentiable, chain.acts)))
