@@ -252,6 +252,8 @@ def test_a_layer_may_be_replaced_and_its_activation_set():
         net.layers[0].activation = "tahn"
     net.layers[1] = nn.Linear(5, 7)
     assert net(x).shape == (3, 7)
+    net.layers = nn.ModuleList()
+    assert net(x) is x
 
 
 def test_functional_call():

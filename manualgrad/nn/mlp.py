@@ -24,7 +24,8 @@ class MLP(nn.Module):
     ``layers[i]`` is a manualgrad.nn.Linear: layers.0.weight (N_1, N_0), layers.0.bias (N_1,), ...;
     under the same seed the initial values are those of the torch.nn.Linear's of the same sizes,
     made in the same order. forward() runs the whole chain at once. Where a layer is more than its
-    weights (hooks, pruning, another module in its place) it calls the layers one by one instead.
+    weights (hooks, pruning, another module in its place) it calls the layers one by one instead,
+    each keeping its own activation whatever recompute says.
 
     forward: input (..., sizes[0]) -> (..., sizes[-1]).
     Raises ValueError for fewer than two sizes or an unknown activation, TypeError for other kinds.
@@ -74,17 +75,18 @@ class MLP(nn.Module):
                 f"{type(seq).__name__}"
             )
         layers: list[Linear] = []
-        made: dict[nn.Linear, Linear] = {}
+        seen: set[nn.Linear] = set()
         for name, module in _flattened(seq, ""):
             if _passes_through(module):
                 continue
             if isinstance(module, nn.Linear):
-                if module in made:
+                if module in seen:
                     raise ValueError(
                         f"manualgrad.nn.MLP.from_sequential: the Linear at {name!r} stands in it "
                         f"twice; call manualgrad.mlp with its weight in both places instead"
                     )
-                layers.append(made.setdefault(module, _layer_around(name, module)))
+                seen.add(module)
+                layers.append(_layer_around(name, module))
                 continue
             act = activation_of(module, f"nn.MLP.from_sequential at {name!r}")
             if not layers or not layers[-1].activation.is_identity:
@@ -109,6 +111,8 @@ class MLP(nn.Module):
                 return self._layer_by_layer(input)
             params += compat.weight_and_bias(layer)
             acts.append(layer._activation)
+        if not params:
+            return input  # of no layers, as an empty Sequential
         return run("nn.MLP", functions.mlp, input, Chain(tuple(acts), self.recompute), params)
 
     def _layer_by_layer(self, input: Tensor) -> Tensor:
