@@ -7,17 +7,23 @@ from manualgrad import nn
 from manualgrad._version import __version__
 from manualgrad.activations import activations
 from manualgrad.activations import register as register_activation
+from manualgrad.backends import backend
+from manualgrad.explanation import explain
 from manualgrad.functional import linear_act, mlp
 from manualgrad.losses import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from manualgrad.tuning import tune
 
 __all__ = [
     "__version__",
     "activations",
+    "backend",
     "binary_cross_entropy_with_logits",
     "cross_entropy",
+    "explain",
     "linear_act",
     "mlp",
     "mse_loss",
     "nn",
     "register_activation",
+    "tune",
 ]

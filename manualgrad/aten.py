@@ -13,10 +13,10 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from manualgrad.activations import Activation
+from manualgrad.activations import ACTIVATIONS, Activation
 from manualgrad.activations.gates import FAR
 from manualgrad.activations.rectifiers import SELU_ALPHA, SELU_SCALE
-from manualgrad.equations import bp3_bias_gradient, times_sigma_prime
+from manualgrad.equations import times_sigma_prime
 from manualgrad.formula import rounded_once
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "output",
 ]
 
+IDENTITY = ACTIVATIONS["identity"]
 A = torch.ops.aten
 ELU = A.elu_backward.default  # (adjoint, alpha, scale, input_scale, is_result, z)
 
@@ -112,9 +113,14 @@ def bp2_propagate_error(delta, weight, s, act, skip=None, with_a=True):
     return below, below, (output(s, act) if with_a else None)
 
 
-def bp4_weight_gradient(delta, x):
-    """BP4: grad_W C = delta^T a^{l-1}, summed over examples.  Returns (N, K)."""
-    return delta.t().mm(x)
+def bp3_bias_gradient(rows, dtype=None):
+    """BP3: grad_b C = sum over examples of delta.  rows (any, N).  Returns (N,) in dtype."""
+    return rows.sum(0) if dtype is rows.dtype else rows.sum(0, dtype=dtype)
+
+
+def bp4_weight_gradient(delta, x, into=None):
+    """BP4: grad_W C = delta^T a^{l-1}, summed over examples, added to into.  Returns (N, K)."""
+    return delta.t().mm(x) if into is None else into.addmm_(delta.t(), x)
 
 
 def output(s, act):

@@ -1,10 +1,28 @@
-"""Which module computes the five operations."""
+"""Which implementation runs an operation on which tensors, and why: one table, read top down.
 
-from types import ModuleType
+    aten      the equations on ATen's one-pass kernels: on the CPU, and wherever nothing else wins
+    cublaslt  cuBLAS with ReLU in its own epilogue
+    hybrid    cuBLAS's product and one Triton pass for all that is elementwise
+    triton    one Triton kernel: the product with sigma, or sigma' and column sums, in its epilogue
+
+The numbers in the table are computed, not measured: they assume a Triton product at 0.85 of
+cuBLAS's speed, 790 TFLOP/s and 4.3 TB/s (an H200). ``manualgrad.tune`` replaces them, shape by
+shape, by what it measures on the GPU at hand.
+"""
+
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from manualgrad import aten
+from manualgrad import aten, compat, tuned
+from manualgrad.activations import Activation
+from manualgrad.eligibility import has_triton, missing_for_triton, refusal
 
 OPERATIONS = (
     "linear_act_forward",
@@ -13,8 +31,217 @@ OPERATIONS = (
     "bp3_bias_gradient",
     "bp4_weight_gradient",
 )
+FORWARD, BP1, BP2, BP3, BP4 = OPERATIONS
+MODES = ("auto", "torch", "triton")
+
+log = logging.getLogger("manualgrad")
 
 
-def backend_for(tensor: torch.Tensor) -> ModuleType:
-    """The module whose OPERATIONS run on ``tensor``."""
-    return aten
+class Choice(NamedTuple):
+    backend: str
+    reason: str
+    tile: str | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the table decides on.  A product of (M, P) and (P, N), or (M, N) elementwise, P = 0.
+
+    aligned: base and rows of every matrix stand at multiples of 16 bytes, rows of 16 elements.
+    """
+
+    operation: str
+    act: Activation
+    dtype: torch.dtype
+    M: int
+    N: int
+    P: int
+    aligned: bool
+    bias: bool
+    arch: int
+    multiprocessors: int
+
+    @property
+    def half(self) -> bool:
+        return self.dtype in (torch.float16, torch.bfloat16)
+
+    @property
+    def launch_bound(self) -> bool:
+        """The product (or, elementwise, the pass) takes less than its launch."""
+        return self.M * self.N * max(self.P, 256) < 4e9
+
+    @property
+    def fusable(self) -> bool:
+        """A Triton product could hold its own: half type, aligned, a tile per multiprocessor."""
+        tiles = -(-self.M // 128) * -(-self.N // 128)
+        return self.half and self.aligned and tiles >= self.multiprocessors
+
+    @property
+    def key(self) -> str:
+        """Under which a measurement is kept; M counts by powers of two."""
+        bucket = 1 << max(self.M - 1, 0).bit_length()
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.operation} {self.act} {dtype} {bucket} {self.N} {self.P}"
+
+
+class Row(NamedTuple):
+    operations: tuple[str, ...]
+    applies: Callable[[Problem], bool]
+    backend: str
+    reason: str
+
+
+def _costs_several_passes(p: Problem) -> bool:
+    """ATen has no kernel for this sigma, or one that is right at infinity only with help."""
+    return p.act.hides_z or p.act.name not in aten.ONE_PASS
+
+
+# The first row that applies decides. It is asked only for tensors that the kernels can take.
+TABLE = (
+    Row((BP3,), lambda p: True, "aten", "few rows are left to add: one small reduction"),
+    Row((BP4,), lambda p: True, "aten", "no epilogue to fuse: cuBLAS's product is not beaten"),
+    Row(OPERATIONS, lambda p: p.act.is_identity, "aten", "the identity leaves nothing to fuse"),
+    Row(
+        OPERATIONS,
+        lambda p: p.dtype == torch.float64,
+        "aten",
+        "float64 is for checks, and cuBLAS's and ATen's kernels are the exact ones",
+    ),
+    Row(
+        (FORWARD,),
+        lambda p: p.act.name == "relu" and p.bias and p.half and p.arch in (90, 100, 103),
+        "cublaslt",
+        "cuBLAS applies ReLU in its own epilogue: no extra pass",
+    ),
+    Row(
+        (FORWARD,),
+        lambda p: p.fusable and p.P <= 512 and p.act.name in ("silu", "gelu", "gelu_tanh", "tanh"),
+        "triton",
+        "at most 512 inputs: the pass saved costs more than the product loses",
+    ),
+    Row(
+        (BP2,),
+        lambda p: p.fusable and (p.P <= 1024 or (p.P <= 2048 and p.act.keeps == "a")),
+        "triton",
+        "few outputs to contract over: sigma' and the column sums ride in the epilogue",
+    ),
+    Row(
+        OPERATIONS,
+        lambda p: p.launch_bound and not _costs_several_passes(p),
+        "aten",
+        "under 4e9 multiplications a launch costs more than the work it saves",
+    ),
+    Row((FORWARD,), _costs_several_passes, "hybrid", "ATen would take several passes for sigma"),
+    Row((FORWARD,), lambda p: True, "aten", "ATen's sigma is one pass, in place"),
+    Row((BP1,), lambda p: True, "hybrid", "sigma' and the column sums in one pass"),
+    Row((BP2,), lambda p: True, "hybrid", "cuBLAS, then sigma' and the column sums in one pass"),
+)
+
+
+@functools.lru_cache(maxsize=4096)
+def table_choice(p: Problem) -> Choice:
+    """The table's row for a problem."""
+    row = next(row for row in TABLE if p.operation in row.operations and row.applies(p))
+    return Choice(row.backend, row.reason)
+
+
+_mode = "auto"
+
+
+def mode() -> str:
+    return _mode
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Choose the backend: ``with manualgrad.backend("torch"): ...``
+
+    "auto": by the table and by what ``manualgrad.tune`` measured. "torch": ATen only. "triton": the
+    kernels for every operation, so that they can be tested; a tensor they cannot take is a
+    ValueError. Gradients that are to be differentiated themselves always run on the equations.
+
+    Holds for the whole process, since backward passes run in threads of their own: do not enter it
+    in one thread while another computes. Raises ValueError for another name, and for "triton"
+    where triton or a GPU is missing.
+    """
+    global _mode
+    if name not in MODES:
+        raise ValueError(f"manualgrad.backend: {name!r} is none of {', '.join(map(repr, MODES))}")
+    missing = missing_for_triton() if name == "triton" else None
+    if missing:
+        raise ValueError(f"manualgrad.backend: 'triton' cannot run here: {missing}")
+    before, _mode = _mode, name
+    try:
+        yield
+    finally:
+        _mode = before
+
+
+def choose(
+    operation: str, act: Activation, M: int, N: int, P: int, *tensors: Tensor | None, bias=False
+) -> Choice:
+    """The backend for an operation.  M, N, P: the Problem's. tensors: all that it reads.
+
+    Raises ValueError under backend("triton") for tensors that the kernels cannot take.
+    """
+    if _mode == "torch":
+        return Choice("aten", "manualgrad.backend('torch') says so")
+    reason = refusal(*tensors)
+    if _mode == "triton":
+        if reason is None:
+            return Choice("triton", "manualgrad.backend('triton') says so")
+        raise ValueError(
+            f"manualgrad: backend 'triton' cannot run {operation}: {reason}; use "
+            f"manualgrad.backend('auto')"
+        )
+    first = next(t for t in tensors if t is not None)
+    if reason is None and not first.is_cuda:
+        reason = "Triton's interpreter is for tests; manualgrad.backend('triton') asks for it"
+    if reason is None and not has_triton():
+        reason = "the package triton is not installed"
+    if reason is not None:
+        _say_once(operation, reason)
+        return Choice("aten", reason)
+    index = first.device.index
+    index = torch.cuda.current_device() if index is None else index
+    arch, multiprocessors = _device(index)
+    aligned = all(_aligned(t) for t in tensors if t is not None and t.dim() == 2)
+    p = Problem(operation, act, first.dtype, M, N, P, aligned, bias, arch, multiprocessors)
+    measured = tuned.choices(index).get(p.key)
+    if measured is not None and (measured["backend"] != "triton" or aligned):
+        return Choice(measured["backend"], "measured by manualgrad.tune", measured.get("tile"))
+    choice = table_choice(p)
+    if choice.backend == "cublaslt" and not relu_epilogue_keeps_nan(index):
+        return Choice("aten", "this cuBLAS turns NaN into 0 in its ReLU epilogue")
+    return choice
+
+
+def _aligned(matrix: Tensor) -> bool:
+    step = matrix.stride(0)
+    return matrix.stride(1) == 1 and step % 16 == 0 and step > 0 and matrix.data_ptr() % 16 == 0
+
+
+@functools.cache
+def _device(index: int) -> tuple[int, int]:
+    """(10 major + minor of the compute capability; 0 on AMD, multiprocessors)."""
+    properties = torch.cuda.get_device_properties(index)
+    arch = 0 if torch.version.hip else 10 * properties.major + properties.minor
+    return arch, properties.multi_processor_count
+
+
+_keeps_nan: dict[int, bool] = {}
+
+
+def relu_epilogue_keeps_nan(index: int) -> bool:
+    """Tried once per device, on a small product; not while a CUDA graph is being captured."""
+    if index not in _keeps_nan:
+        if compat.addmm_activation is None or torch.cuda.is_current_stream_capturing():
+            return False
+        x = torch.full((16, 16), torch.nan, dtype=torch.bfloat16, device=f"cuda:{index}")
+        _keeps_nan[index] = bool(compat.addmm_activation(x[0], x, x).isnan().all())
+    return _keeps_nan[index]
+
+
+@functools.cache
+def _say_once(operation: str, reason: str) -> None:
+    log.info("manualgrad: %s runs on ATen: %s", operation, reason)

@@ -12,6 +12,20 @@ any_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 """True inside torch.autocast for some device; compat.autocast_dtype says for which."""
 
 
+addmm_activation = getattr(torch, "_addmm_activation", None)
+"""relu(bias + x W) with ReLU in cuBLAS's epilogue; None where torch has dropped it."""
+
+_modes = getattr(torch._C, "_len_torch_dispatch_stack", None)
+
+
+def dispatch_modes_active() -> bool:
+    """A TorchDispatchMode is on (FakeTensorMode, FlopCounterMode, make_fx): it must see ATen's ops.
+
+    Without the private name we cannot know; then kernels run unseen, as any custom kernel's do.
+    """
+    return _modes is not None and _modes() > 0
+
+
 def release_saved_tensors(ctx) -> None:
     """Let go of ctx's saved tensors now, unless the graph is retained or being traced.
 

@@ -45,14 +45,18 @@ def bp2_propagate_error(delta, weight, s, act, skip=None, with_a=True):
     return below, below, (output(s, act) if with_a else None)
 
 
-def bp3_bias_gradient(rows):
-    """BP3: grad_b C = sum over examples of delta.  rows (any, N).  Returns (N,)."""
-    return rows.sum(0)
+def bp3_bias_gradient(rows, dtype=None):
+    """BP3: grad_b C = sum over examples of delta.  rows (any, N).  Returns (N,) in dtype."""
+    return rows.sum(0, dtype=dtype)
 
 
-def bp4_weight_gradient(delta, x):
-    """BP4: grad_W C = delta^T a^{l-1}, summed over examples.  Returns (N, K)."""
-    return delta.T @ x
+def bp4_weight_gradient(delta, x, into=None):
+    """BP4: grad_W C = delta^T a^{l-1}, summed over examples.  Returns (N, K).
+
+    into: the sum over a shared weight's other uses, added (eq. 13); a backend may overwrite it.
+    """
+    product = delta.T @ x
+    return product if into is None else into + product
 
 
 def output(s, act):

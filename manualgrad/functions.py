@@ -20,8 +20,8 @@ from torch.autograd import Function
 
 from manualgrad import compat, equations
 from manualgrad.activations import ACTIVATIONS, Activation
-from manualgrad.backends import backend_for
 from manualgrad.differentiable import differentiable
+from manualgrad.routed import backend_for
 
 IDENTITY = ACTIVATIONS["identity"]
 
@@ -70,7 +70,7 @@ class LinearActFunction(Function):
             if grad_z is not None:
                 delta = rows = delta + grad_z
         if needs_bias:
-            grad_bias = ops.bp3_bias_gradient(rows)
+            grad_bias = ops.bp3_bias_gradient(rows, delta.dtype)
         if needs_x:  # the input is its own activation
             grad_x, _, _ = ops.bp2_propagate_error(delta, weight, x, IDENTITY, with_a=False)
         if needs_weight:
@@ -129,7 +129,7 @@ def backward_pass(ops: ModuleType, chain: Chain, grad_a, weights, s, needs, grad
     for l in range(chain.depth, 0, -1):
         act, s_below, a, below = chain.acts[l - 1], s.pop(), None, None
         if needs[2 * l + 1]:
-            grads[2 * l + 1] = ops.bp3_bias_gradient(rows)
+            grads[2 * l + 1] = ops.bp3_bias_gradient(rows, delta.dtype)
         if l > lowest:
             skip = sent.get(l - 1)
             to_a, to_z = (skip, None) if act.keeps == "a" else (None, skip)

@@ -1,5 +1,29 @@
-"""The five operations of manualgrad.equations on the GPU. So far: the activations' formulas.
+"""The five operations of manualgrad.equations as Triton kernels, under the same names.
 
 Installed as ``manualgrad.triton_kernels``: the import name ``triton_kernels`` is Triton's own.
-Imports torch and triton, never manualgrad.
+Imports torch and triton, never manualgrad: an activation is anything with plain functions sigma
+and sigma_prime, and with is_identity, keeps and hides_z. Read bp2.py first.
+
+Matrices are plain 2-D tensors on one device, of one dtype out of float64, float32, float16 and
+bfloat16, and not empty; ``refusal`` says what does not hold. Beyond the five: ``sigma_pass`` and
+``sigma_prime_pass``, the elementwise halves alone, for use behind another library's product.
 """
+
+from . import launch
+from .bp1 import bp1_output_error, sigma_prime_pass
+from .bp2 import bp2_propagate_error
+from .bp3 import bp3_bias_gradient
+from .bp4 import bp4_weight_gradient
+from .forward import linear_act_forward, output, sigma_pass
+
+__all__ = [
+    "bp1_output_error",
+    "bp2_propagate_error",
+    "bp3_bias_gradient",
+    "bp4_weight_gradient",
+    "launch",
+    "linear_act_forward",
+    "output",
+    "sigma_pass",
+    "sigma_prime_pass",
+]

@@ -2,6 +2,10 @@
 
 The only file that knows how Triton writes exp, erf or where. expm1, log1p and tanh do not exist
 there; they are built so that they keep their digits near 0 (Kahan's quotients).
+
+FAST spells five of them with fewer instructions, for results that are rounded to 16 bits anyway:
+their errors are about 1e-6 relative, or 1e-7 absolute for erf. Portable Triton, no assembler: the
+interpreter runs the very same text that a GPU does.
 """
 
 import functools
@@ -82,6 +86,43 @@ def full_like(x, value):
     return tl.zeros_like(x) + value
 
 
+@triton.jit
+def fast_exp(x):
+    return tl.exp2(1.4426950408889634 * x)
+
+
+@triton.jit
+def fast_expm1(x):
+    series = x * (1.0 + x * (0.5 + x * (0.16666667 + x * 0.041666667)))
+    return tl.where(tl.abs(x) < 0.1, series, fast_exp(x) - 1.0)
+
+
+@triton.jit
+def fast_log1p(x):
+    series = x * (1.0 - x * (0.5 - x * (0.33333333 - x * 0.25)))
+    return tl.where(tl.abs(x) < 0.05, series, tl.log(1.0 + x))
+
+
+@triton.jit
+def fast_erf(x):
+    """1 - 2^p(|x|), p the polynomial nearest to log2(erfc) on [0, 4], weighted by erfc."""
+    size = tl.abs(x)
+    p = 4.45507006e-4 - 4.53585173e-5 * size
+    p = -7.74632744e-4 + size * (-1.48943965e-3 + size * p)
+    p = -0.148481616 + size * (2.82536836e-2 + size * p)
+    p = size * (-1.62790859 + size * (-0.918416393 + size * p))
+    magnitude = 1.0 - tl.exp2(p)
+    return tl.where(x < 0, -magnitude, magnitude)
+
+
+@triton.jit
+def fast_tanh(x):
+    size = tl.abs(x)
+    far = 1.0 - 2.0 / (1.0 + fast_exp(2.0 * size))
+    magnitude = tl.where(size < 0.05, size - 0.33333333 * size * size * size, far)
+    return tl.where(x < 0, -magnitude, magnitude)
+
+
 VOCABULARY = {
     function.__name__: function
     for function in (
@@ -99,6 +140,13 @@ VOCABULARY = {
         full_like,
     )
 }
+FAST = VOCABULARY | {
+    "exp": fast_exp,
+    "expm1": fast_expm1,
+    "log1p": fast_log1p,
+    "erf": fast_erf,
+    "tanh": fast_tanh,
+}
 
 
 FORMULA: Any = None  # in the two templates below; device_function gives them their values
@@ -115,19 +163,21 @@ def _with_two_parameters(x):
 
 
 @functools.lru_cache(maxsize=1024)
-def device_function(formula):
+def device_function(formula, fast=False):
     """A formula as a Triton device function of one argument, from the same source text.
 
     formula: a plain function made of arithmetic, float constants and the names in VOCABULARY, or a
     functools.partial that binds all the float parameters of one.
+    fast: spelled with FAST, for float32 values that are rounded to 16 bits afterwards.
     """
     if isinstance(formula, functools.partial):
         names = formula.func.__code__.co_varnames[1 : formula.func.__code__.co_argcount]
         values = {f"P{i}": float(formula.keywords[name]) for i, name in enumerate(names)}
         template = (_with_one_parameter, _with_two_parameters)[len(names) - 1]
-        return _jit(template, {"FORMULA": device_function(formula.func), **values})
+        return _jit(template, {"FORMULA": device_function(formula.func, fast), **values})
+    vocabulary = FAST if fast else VOCABULARY
     scope = formula.__globals__.items()
-    return _jit(formula, {k: VOCABULARY.get(getattr(v, "__name__", ""), v) for k, v in scope})
+    return _jit(formula, {k: vocabulary.get(getattr(v, "__name__", ""), v) for k, v in scope})
 
 
 def _jit(function, scope):

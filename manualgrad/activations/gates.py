@@ -54,10 +54,11 @@ def gelu_tanh(z):
 
 def gelu_tanh_prime(z):
     """p + z v' p (1 - p)"""
-    c = minimum(maximum(z, -NEAR), NEAR)
-    p = 1.0 / (1.0 + exp(-TWICE_SQRT_2_OVER_PI * (c + CUBIC * c * c * c)))
+    c = minimum(maximum(z, -0.125 * NEARER), 0.125 * NEARER)
+    e = exp(-TWICE_SQRT_2_OVER_PI * (c + CUBIC * c * c * c))
+    p = 1.0 / (1.0 + e)
     dv = TWICE_SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * c * c)
-    return p + c * dv * p * (1.0 - p)
+    return p + c * dv * p * (e * p)  # e p = 1 - p, which would lose digits that dv magnifies
 
 
 def gelu_tanh_second(z):

@@ -1,0 +1,268 @@
+"""What the compiler makes of each kernel: registers, spills, shared memory, tensor cores. No GPU.
+
+The launches are the library's own, rehearsed on tensors without memory, so what is compiled here
+is what a GPU would be given.
+"""
+
+import functools
+import os
+import pathlib
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import torch
+from tabulate import tabulate
+from tqdm import tqdm
+
+# shared memory a block may have, and multiprocessors: H200, B200, RTX 5090, A100, MI300X
+TARGETS = {
+    "sm_90": ("cuda", 90, 132, 232448),
+    "sm_80": ("cuda", 80, 108, 166912),
+    "sm_100": ("cuda", 100, 148, 232448),
+    "sm_120": ("cuda", 120, 170, 101376),
+    "gfx942": ("hip", "gfx942", 304, 65536),
+}
+MATRIX_CORE = {
+    "sm_90": r"HGMMA",
+    "sm_80": r"HMMA",
+    "sm_100": r"UTC\w*MMA",
+    "sm_120": r"HMMA",
+    "gfx942": r"v_mfma",
+}
+ACTIVATIONS = ("identity", "relu", "silu", "gelu")
+M, N, K = 8192, 4096, 1024
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel of an operation for a target, in a tile (None: the kernel has none)."""
+
+    operation: str
+    target: str
+    activation: str
+    dtype: str = "bfloat16"
+    tile: object = None
+
+    def __str__(self) -> str:
+        return f"{self.operation} {self.target} {self.activation} {self.dtype} {self.tile or ''}"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """registers a thread, spilled bytes a thread, those in a loop that holds a matrix product;
+    shared memory in bytes; counts of matrix-core instructions and of all in the loop and after."""
+
+    registers: int
+    spilled: int
+    spilled_in_loop: int
+    shared: int
+    bound: int
+    matrix_core: int
+    loop: int
+    epilogue: int
+
+
+def machine(target: str):
+    from manualgrad.triton_kernels import launch
+
+    family, arch, multiprocessors, shared = TARGETS[target]
+    number = arch if isinstance(arch, int) else 0
+    return launch.Machine(family, number, multiprocessors, shared)
+
+
+def cases(targets: tuple[str, ...] = tuple(TARGETS)) -> Iterator[Case]:
+    """Every kernel x activations x tiles shipped for a target; float32 and float64 once."""
+    from manualgrad.triton_kernels import launch
+
+    for target in targets:
+        for operation in ("linear_act_forward", "bp2_propagate_error", "bp4_weight_gradient"):
+            fused = operation != "bp4_weight_gradient"
+            for dtype in ("bfloat16", "float16", "float32", "float64"):
+                kind = getattr(torch, dtype)
+                tiles = {
+                    tile: None
+                    for tma in (True, False)
+                    for tile in launch.tiles_of(operation, machine(target), kind, tma)
+                }
+                names = ACTIVATIONS if fused and dtype == "bfloat16" else ("gelu",)
+                for tile in tiles:
+                    for name in names if fused else ("identity",):
+                        yield Case(operation, target, name, dtype, tile)
+        for name in ACTIVATIONS:
+            yield Case("bp1_output_error", target, name)
+            if name != "identity":
+                yield Case("sigma_pass", target, name)
+        yield Case("bp3_bias_gradient", target, "identity")
+
+
+def rehearsed(case: Case):
+    """(kernel, arguments, options) of the case's first launch."""
+    from manualgrad import triton_kernels as kernels
+    from manualgrad.activations import ACTIVATIONS as REGISTRY
+
+    act, dtype = REGISTRY[case.activation], getattr(torch, case.dtype)
+    x, weight, z, bias = (
+        torch.empty(*shape, dtype=dtype, device="meta") for shape in ((M, K), (N, K), (M, N), (N,))
+    )
+    with kernels.launch.rehearse(machine(case.target)) as rehearsal:
+        match case.operation:
+            case "linear_act_forward":
+                kernels.linear_act_forward(x, weight, bias, act, tile=case.tile)
+            case "bp1_output_error":
+                kernels.sigma_prime_pass(z, z, act, with_a=True)
+            case "bp2_propagate_error":
+                kernels.bp2_propagate_error(z, weight, x, act, tile=case.tile)
+            case "bp3_bias_gradient":
+                kernels.bp3_bias_gradient(z)
+            case "bp4_weight_gradient":
+                kernels.bp4_weight_gradient(z, x, tile=case.tile)
+            case "sigma_pass":
+                kernels.sigma_pass(z, act)
+    return rehearsal.launches[0]
+
+
+def build(case: Case):
+    """Compile the case's kernel as Triton would for that launch."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel, arguments, options = rehearsed(case)
+    signature, constants, attributes = {}, {}, {}
+    for position, name in enumerate(kernel.arg_names):
+        kind, value = _kind(arguments[name], kernel.params[position])
+        signature[name] = kind
+        if kind == "constexpr":
+            constants[name] = value
+        elif value:
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    family, arch, *_ = TARGETS[case.target]
+    source = ASTSource(kernel, signature, constants, attributes)
+    target = GPUTarget(family, arch, 64 if family == "hip" else 32)
+    return triton.compile(source, target=target, options=options)
+
+
+SPELLED = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}
+
+
+def _kind(value, parameter):
+    """(type as Triton spells it, is it a multiple of 16); or ('constexpr', value)."""
+    if parameter.is_constexpr or value is None:
+        return "constexpr", value
+    if isinstance(value, int):
+        if value == 1 and not parameter.do_not_specialize:
+            return "constexpr", 1
+        return "i32", value % 16 == 0 and not parameter.do_not_specialize
+    if isinstance(value, torch.Tensor):
+        return "*" + SPELLED[str(value.dtype)[6:]], True
+    shape = ", ".join(map(str, value.block_shape))  # a tensor descriptor
+    return f"tensordesc<{SPELLED[str(value.base.dtype)[6:]]}[{shape}]>", False
+
+
+def look(case: Case) -> Compiled:
+    """Compile the case and read its machine code.  Raises RuntimeError if it does not compile."""
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+    try:
+        kernel = build(case)
+    except Exception as error:
+        raise RuntimeError(f"{case} does not compile: {error}") from error
+    bound = case.tile.shared_memory(getattr(torch, case.dtype).itemsize) if case.tile else 0
+    shared = kernel.metadata.shared
+    if case.target.startswith("gfx"):
+        text = kernel.asm["amdgcn"]
+        found = {
+            key: int(re.search(rf"\.{key}:\s+(\d+)", text)[1])
+            for key in ("vgpr_count", "vgpr_spill_count")
+        }
+        count = len(re.findall(MATRIX_CORE[case.target], text))
+        spilled = 4 * found["vgpr_spill_count"]
+        return Compiled(found["vgpr_count"], spilled, 0, shared, bound, count, 0, 0)
+    registers, spilled, code = _disassembled(kernel)
+    core = MATRIX_CORE[case.target] if case.dtype.endswith("16") else r"HGMMA|HMMA|DMMA|FFMA|DFMA"
+    body, after = _main_loop(code, core)
+    in_loop = sum(op.startswith(("STL", "LDL")) for op in body)
+    count = sum(bool(re.match(core, op)) for op, _ in code)
+    return Compiled(registers, spilled, in_loop, shared, bound, count, len(body), len(after))
+
+
+def _disassembled(kernel) -> tuple[int, int, list[tuple[str, str]]]:
+    """(registers, bytes of the spill stores, [(instruction, operands or label)])."""
+    import triton
+
+    tools = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "kernel.cubin"
+        path.write_bytes(kernel.asm["cubin"])
+        run = functools.partial(subprocess.run, capture_output=True, text=True, check=True)
+        usage = run([tools / "cuobjdump", "--dump-resource-usage", path]).stdout
+        listing = run([tools / "nvdisasm", "-c", path]).stdout
+    registers = int(re.search(r"REG:(\d+)", usage)[1])
+    code = []
+    for line in listing.splitlines():
+        label = re.match(r"\s*(\.L_x_\d+):", line)
+        if label:
+            code.append(("label", label[1]))
+        found = re.match(
+            r"^\s+(?:/\*[0-9a-f]{4,}\*/)?\s+(?:@!?U?P[T0-9]+ )?\s*([A-Z][A-Za-z0-9_.]*)([^;]*);",
+            line,
+        )
+        if found and found[1] != "NOP":
+            code.append((found[1], found[2]))
+    width = {"64": 8, "128": 16}
+    spilled = sum(
+        width.get(op.split(".")[1] if "." in op else "", 4)
+        for op, _ in code
+        if op.startswith("STL")
+    )
+    return registers, spilled, code
+
+
+def _main_loop(code, core) -> tuple[list[str], list[str]]:
+    """The instructions of the innermost loop around a matrix product, and those after it."""
+    place = {operand: i for i, (op, operand) in enumerate(code) if op == "label"}
+    products = [i for i, (op, _) in enumerate(code) if re.match(core, op)]
+    loops = []
+    for i, (op, operands) in enumerate(code):
+        target = re.search(r"\.L_x_\d+", operands) if op.startswith("BRA") else None
+        if target and place.get(target[0], i) < i:
+            loops.append((place[target[0]], i))
+    loops = [(a, b) for a, b in loops if any(a <= p <= b for p in products)]
+    if not loops:
+        return [], []
+    first, last = min(loops, key=lambda loop: loop[1] - loop[0])
+    inside = [op for op, _ in code[first : last + 1] if op != "label"]
+    return inside, [op for op, _ in code[last + 1 :] if op != "label"]
+
+
+def compiled(chosen: list[Case], workers: int | None = None) -> dict[Case, Compiled]:
+    """Each case's Compiled, on all cores."""
+    workers = workers or os.cpu_count() or 1
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        results = pool.map(look, chosen)
+        shown = tqdm(results, total=len(chosen), desc="compiling", leave=False, disable=None)
+        return dict(zip(chosen, shown, strict=True))
+
+
+def table(results: dict[Case, Compiled]) -> str:
+    rows = [
+        (
+            c.operation, c.activation, c.dtype, str(c.tile or ""), r.registers, r.spilled,
+            r.spilled_in_loop, r.shared, r.matrix_core, r.loop or "", r.epilogue or "",
+        )
+        for c, r in results.items()
+    ]  # fmt: skip
+    headers = ["kernel", "activation", "dtype", "tile", "registers", "spilled", "in loop",
+               "shared", "matrix-core", "loop", "after it"]  # fmt: skip
+    return tabulate(rows, headers, tablefmt="github")
+
+
+def run() -> str:
+    import triton
+
+    chosen = [case for case in cases(("sm_90",)) if case.dtype in ("bfloat16", "float64")]
+    return f"triton {triton.__version__}, sm_90\n\n{table(compiled(chosen))}"

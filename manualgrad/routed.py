@@ -1,0 +1,107 @@
+"""The five operations, each handed to the backend that the table names for its tensors.
+
+Read manualgrad.backends for the table. What is here is how each backend does each operation.
+"""
+
+import sys
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from manualgrad import aten, backends, compat
+from manualgrad.backends import BP1, BP2, BP3, BP4, FORWARD, choose
+from manualgrad.eligibility import triton_kernels
+
+THIS_MODULE = sys.modules[__name__]
+
+
+def backend_for(tensor: Tensor) -> ModuleType:
+    """The module whose five operations run on tensor: ATen's, or this one on a GPU."""
+    mode = backends.mode()
+    if mode == "torch" or (mode == "auto" and not tensor.is_cuda):
+        return aten
+    return THIS_MODULE
+
+
+def linear_act_forward(x, weight, bias, act):
+    """a = sigma(x W^T + b).  x (M, K), weight (N, K), bias (N,) or None.  Returns (a, s)."""
+    (M, K), N = x.shape, weight.shape[0]
+    choice = choose(FORWARD, act, M, N, K, x, weight, bias, bias=bias is not None)
+    return forward_by(choice, x, weight, bias, act)
+
+
+def forward_by(choice, x, weight, bias, act):
+    if choice.backend == "triton":
+        tile = _tile(FORWARD, choice, x)
+        return triton_kernels().linear_act_forward(x, weight, bias, act, tile=tile)
+    if choice.backend == "cublaslt":
+        a = compat.addmm_activation(bias, x, weight.t())
+        return a, a
+    if choice.backend == "hybrid":
+        z = F.linear(x, weight, bias)
+        a = triton_kernels().sigma_pass(z, act, out=None if act.hides_z else z)
+        return a, (z if act.hides_z else a)
+    return aten.linear_act_forward(x, weight, bias, act)
+
+
+def bp1_output_error(grad_a, s, act):
+    """BP1: delta^L = grad_a C * sigma'(z^L).  grad_a, s (M, N).  Returns (delta, rows)."""
+    choice = choose(BP1, act, *grad_a.shape, 0, grad_a, None if act.is_identity else s)
+    return bp1_by(choice, grad_a, s, act)
+
+
+def bp1_by(choice, grad_a, s, act):
+    on = aten if choice.backend == "aten" else triton_kernels()
+    return on.bp1_output_error(grad_a, s, act)
+
+
+def bp2_propagate_error(delta, weight, s, act, skip=None, with_a=True):
+    """BP2: delta^l = (delta^{l+1} W^{l+1}) * sigma'(z^l).  Returns (delta^l, rows, a^l)."""
+    (M, N), K = delta.shape, weight.shape[1]
+    choice = choose(BP2, act, M, K, N, delta, weight, None if act.is_identity else s, skip)
+    return bp2_by(choice, delta, weight, s, act, skip, with_a)
+
+
+def bp2_by(choice, delta, weight, s, act, skip=None, with_a=True):
+    if choice.backend == "triton":
+        return triton_kernels().bp2_propagate_error(
+            delta, weight, s, act, skip, with_a, tile=_tile(BP2, choice, delta)
+        )
+    if choice.backend == "hybrid":
+        adjoint = delta.mm(weight) if skip is None else torch.addmm(skip, delta, weight)
+        return triton_kernels().sigma_prime_pass(adjoint, s, act, with_a, in_place=True)
+    return aten.bp2_propagate_error(delta, weight, s, act, skip, with_a)
+
+
+def bp3_bias_gradient(rows, dtype=None):
+    """BP3: grad_b C = sum over examples of delta.  rows (any, N).  Returns (N,) in dtype."""
+    choice = choose(BP3, aten.IDENTITY, *rows.shape, 0, rows)
+    return (aten if choice.backend == "aten" else triton_kernels()).bp3_bias_gradient(rows, dtype)
+
+
+def bp4_weight_gradient(delta, x, into=None):
+    """BP4: grad_W C = delta^T a^{l-1}, summed over examples, added to into.  Returns (N, K)."""
+    (M, N), K = delta.shape, x.shape[1]
+    return bp4_by(choose(BP4, aten.IDENTITY, N, K, M, delta, x, into), delta, x, into)
+
+
+def bp4_by(choice, delta, x, into=None):
+    if choice.backend == "triton":
+        tile = _tile(BP4, choice, delta)
+        return triton_kernels().bp4_weight_gradient(delta, x, into, tile=tile)
+    return aten.bp4_weight_gradient(delta, x, into)
+
+
+def output(s, act):
+    """a^l from s^l, as kept."""
+    if not act.hides_z:
+        return s
+    choice = choose(FORWARD, act, *s.shape, 0, s)
+    return (aten if choice.backend == "aten" else triton_kernels()).output(s, act)
+
+
+def _tile(operation, choice, tensor):
+    """The tile that a measurement names; None lets the kernels' own rule decide."""
+    return choice.tile and triton_kernels().launch.tile_named(operation, choice.tile, tensor)

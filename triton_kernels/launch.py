@@ -1,0 +1,278 @@
+"""How a kernel is launched: on what machine, in what tiles. The only file with tuning numbers."""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton import knobs
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One program's share of a product, and the means it has.
+
+    rows, columns: of the output. depth: the step along the contraction.
+    tma: tiles are copied by tensor descriptors. subtiles: parts the epilogue takes the tile in.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    num_warps: int
+    num_stages: int
+    tma: bool = False
+    subtiles: int = 1
+
+    def __str__(self) -> str:
+        shape = f"{self.rows}x{self.columns}x{self.depth} w{self.num_warps} s{self.num_stages}"
+        return shape + (" tma" if self.tma else "") + (f" /{self.subtiles}" * (self.subtiles > 1))
+
+    def shared_memory(self, itemsize: int) -> int:
+        """Bytes, at most: the tiles in flight, or the output's on its way out."""
+        in_flight = self.num_stages * (self.rows + self.columns) * self.depth * itemsize
+        leaving = self.rows * self.columns // self.subtiles * max(itemsize, 4)
+        return max(in_flight, leaving) + 1024
+
+
+@dataclass(frozen=True)
+class Machine:
+    """family: 'cuda', 'hip' or 'interpreter'. arch: 90 for sm_90. shared_memory: bytes a block."""
+
+    family: str
+    arch: int
+    multiprocessors: int
+    shared_memory: int
+
+
+INTERPRETER = Machine("interpreter", 0, 1, 1 << 30)
+
+# BP2's epilogue reads s and writes delta and column sums: it is taken in halves. The other two
+# hold one tile more in flight instead. Largest first; the first that gives every multiprocessor
+# a tile is taken, else the last. What the compiler makes of each: docs/kernels.md.
+HOPPER_TMA = {
+    "linear_act_forward": (Tile(128, 256, 64, 8, 4, True), Tile(128, 128, 64, 8, 3, True)),
+    "bp2_propagate_error": (Tile(128, 256, 64, 8, 3, True, 2), Tile(128, 128, 64, 8, 3, True, 2)),
+    "bp4_weight_gradient": (Tile(128, 256, 64, 8, 3, True), Tile(128, 128, 64, 8, 3, True)),
+}
+SMALLER_TMA = dict.fromkeys(HOPPER_TMA, (Tile(128, 128, 32, 8, 3, True, 2),))
+POINTERS = dict.fromkeys(HOPPER_TMA, (Tile(128, 128, 64, 8, 3), Tile(64, 64, 64, 4, 3)))
+SMALLER = dict.fromkeys(HOPPER_TMA, (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 3)))
+FLOAT32 = dict.fromkeys(HOPPER_TMA, (Tile(64, 64, 32, 4, 3),))
+FLOAT64 = dict.fromkeys(HOPPER_TMA, (Tile(64, 64, 16, 8, 2),))
+INTERPRETED = dict.fromkeys(HOPPER_TMA, (Tile(32, 16, 32, 4, 1),))
+
+ROOMY = 160 * 1024  # bytes of shared memory a block; with less (sm_89, sm_120) tiles are smaller
+GROUP = 8  # rows of tiles that are walked together
+ELEMENTWISE = (32, 128)  # rows and columns a program of an elementwise pass takes at a time
+PROGRAMS_PER_MULTIPROCESSOR = 4  # of an elementwise pass
+FOLD = (32, 64)  # rows and columns that a program of BP3's fold takes at a time
+LEAST_SPLIT = 1024  # examples: BP4 is not split finer
+DIMENSION_LIMIT = 2**31  # indices are 32 bits wide; offsets 64
+GRID_LIMIT = 2**31 - 1
+
+TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
+TYPES = {
+    torch.float64: tl.float64,
+    torch.float32: tl.float32,
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+}
+
+
+def tiles_of(operation: str, machine: Machine, dtype: torch.dtype, tma: bool) -> tuple[Tile, ...]:
+    """The tiles that are shipped for an operation, largest first. tma: descriptors will do."""
+    if machine.family == "interpreter":
+        return INTERPRETED[operation]
+    if dtype == torch.float64 and 100 <= machine.arch < 120 and TRITON < (3, 9):
+        raise ValueError(
+            f"manualgrad: triton {triton.__version__} cannot compile float64 products for sm_100; "
+            f"install triton >= 3.9, or use manualgrad.backend('torch')"
+        )
+    roomy = machine.shared_memory >= ROOMY
+    if dtype in (torch.float64, torch.float32):
+        tables = [FLOAT64 if dtype == torch.float64 else FLOAT32]
+    elif tma and machine.family == "cuda" and machine.arch >= 90:
+        tables = [HOPPER_TMA, SMALLER_TMA] if roomy else [SMALLER_TMA]
+    else:
+        tables = [POINTERS, SMALLER] if roomy else [SMALLER]
+    for table in tables:
+        fitting = [t for t in table[operation] if _fits(t, machine, dtype)]
+        if fitting:
+            return tuple(fitting)
+    raise ValueError(
+        f"manualgrad: no tile of {operation} in {dtype} fits into the {machine.shared_memory} bytes"
+        f" of shared memory a block has here; use manualgrad.backend('torch')"
+    )
+
+
+def _fits(tile: Tile, machine: Machine, dtype: torch.dtype) -> bool:
+    return tile.shared_memory(dtype.itemsize) <= machine.shared_memory
+
+
+def tile_for(operation: str, rows: int, columns: int, *operands: Tensor | None) -> Tile:
+    """The tile for a (rows, columns) product. operands: the matrices that would be copied."""
+    given = [t for t in operands if t is not None]
+    machine, tma = machine_of(given[0]), all(map(describable, given))
+    tiles = tiles_of(operation, machine, given[0].dtype, tma)
+    for tile in tiles:
+        if count(rows, columns, tile) >= machine.multiprocessors:
+            return tile
+    return tiles[-1]
+
+
+def tile_named(operation: str, name: str, like: Tensor) -> Tile | None:
+    """The shipped tile that prints as name, if it fits the machine of like."""
+    machine = machine_of(like)
+    for tma in (True, False):
+        for tile in tiles_of(operation, machine, like.dtype, tma):
+            if str(tile) == name:
+                return tile
+    return None
+
+
+def count(rows: int, columns: int, tile: Tile) -> int:
+    """Tiles of a (rows, columns) matrix.  Raises ValueError beyond what a launch can have."""
+    tiles = triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
+    if tiles > GRID_LIMIT:
+        raise ValueError(
+            f"manualgrad: a ({rows}, {columns}) result has {tiles} tiles, more than the "
+            f"{GRID_LIMIT} of one launch; split the batch or use manualgrad.backend('torch')"
+        )
+    return tiles
+
+
+def split_for(examples: int, tiles: int, tile: Tile, machine: Machine) -> tuple[int, int]:
+    """(parts, examples per part): few tiles are split over examples until all have work."""
+    parts = max(1, min(machine.multiprocessors // max(tiles, 1), examples // LEAST_SPLIT))
+    if machine.family == "interpreter":
+        parts = 2 if examples > 2 * tile.depth else 1
+    span = triton.cdiv(triton.cdiv(examples, parts), tile.depth) * tile.depth
+    return triton.cdiv(examples, span), span
+
+
+def chunk_rows(rows: int, columns: int, machine: Machine) -> int:
+    """Rows that one program of an elementwise pass walks through."""
+    step, width = ELEMENTWISE
+    programs = machine.multiprocessors * PROGRAMS_PER_MULTIPROCESSOR
+    chunks = max(1, programs // triton.cdiv(columns, width))
+    return triton.cdiv(triton.cdiv(rows, chunks), step) * step
+
+
+def row_major(matrix: Tensor) -> Tensor:
+    """The matrix with neighbouring columns; a copy if it has them elsewhere."""
+    return matrix if matrix.stride(1) == 1 or matrix.shape[1] == 1 else matrix.contiguous()
+
+
+def describable(matrix: Tensor) -> bool:
+    """Can a tensor descriptor describe it? Its base and its rows stand at multiples of 16 bytes."""
+    stride = matrix.stride(0) * matrix.element_size()
+    return stride > 0 and stride % 16 == 0 and matrix.data_ptr() % 16 == 0
+
+
+def precision_of(dtype: torch.dtype) -> str | None:
+    """How float32 products are made: as torch.set_float32_matmul_precision says for torch's."""
+    if dtype != torch.float32:
+        return None
+    try:
+        return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    except RuntimeError:  # set in the other, per-backend way, which this call does not express
+        return "ieee"
+
+
+@functools.lru_cache
+def _machine(index: int) -> Machine:
+    properties = torch.cuda.get_device_properties(index)
+    shared = properties.shared_memory_per_block_optin
+    if torch.version.hip:
+        return Machine("hip", 0, properties.multi_processor_count, shared)
+    arch = 10 * properties.major + properties.minor
+    return Machine("cuda", arch, properties.multi_processor_count, shared)
+
+
+def machine_of(tensor: Tensor) -> Machine:
+    if _rehearsals:
+        return _rehearsals[-1].machine
+    if knobs.runtime.interpret:
+        return INTERPRETER
+    index = tensor.device.index
+    return _machine(torch.cuda.current_device() if index is None else index)
+
+
+@dataclass
+class Rehearsal:
+    """What would have been launched on a machine: (kernel, arguments by name, options)."""
+
+    machine: Machine
+    launches: list[tuple[Any, dict[str, Any], dict[str, Any]]] = field(default_factory=list)
+
+
+_rehearsals: list[Rehearsal] = []
+
+
+@contextlib.contextmanager
+def rehearse(machine: Machine) -> Iterator[Rehearsal]:
+    """Inside, kernels are not launched but written down, as they would be on machine.
+
+    So what a GPU would run can be compiled and looked at where there is none. Not thread-safe.
+    """
+    _rehearsals.append(Rehearsal(machine))
+    try:
+        yield _rehearsals[-1]
+    finally:
+        _rehearsals.pop()
+
+
+def run(
+    kernel: Any,
+    grid: tuple[int, ...],
+    reads: dict[str, Any],
+    writes: dict[str, Any],
+    tile: Tile | None = None,
+    **arguments: Any,
+) -> None:
+    """Launch a kernel.
+
+    reads, writes: name -> a tensor, None, or (a matrix, the tile of it that is copied at a time).
+    The kernel's parameters NAME_stride and NAME_step get the strides of its rows and columns.
+    DTYPE, ACC and PRECISION follow from the first tensor; a tile adds its numbers.
+
+    In Triton's interpreter bfloat16 is computed in float32, on copies, and rounded by torch:
+    there a bfloat16 product is garbage, without a word.
+    """
+    given, tensors = reads | writes, {}
+    for name, what in given.items():
+        matrix, block = what if isinstance(what, tuple) else (what, None)
+        if matrix is not None and knobs.runtime.interpret and matrix.dtype == torch.bfloat16:
+            matrix = matrix.float()
+        tensors[name] = matrix
+        if matrix is not None and block is not None and tile is not None and tile.tma:
+            arguments[name] = TensorDescriptor.from_tensor(matrix, list(block))
+        else:
+            arguments[name] = matrix
+        for axis, suffix in ((0, "_stride"), (1, "_step")):
+            if name + suffix in kernel.arg_names:
+                arguments[name + suffix] = 0 if matrix is None else matrix.stride(axis)
+    first = next(iter(tensors.values()))
+    arguments["ACC"] = tl.float64 if first.dtype == torch.float64 else tl.float32
+    if "DTYPE" in kernel.arg_names:
+        arguments["DTYPE"] = TYPES[first.dtype]
+    options = {}
+    if tile is not None:
+        arguments |= {"PRECISION": precision_of(first.dtype), "TMA": tile.tma, "GROUP": GROUP}
+        options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    if _rehearsals:
+        _rehearsals[-1].launches.append((kernel, arguments, options))
+        return
+    with torch.cuda.device_of(first) if first.is_cuda else contextlib.nullcontext():
+        kernel[grid](**arguments, **options)
+    for name, what in writes.items():
+        matrix = what[0] if isinstance(what, tuple) else what
+        if matrix is not None and tensors[name] is not matrix:
+            matrix.copy_(tensors[name])
