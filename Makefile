@@ -5,7 +5,7 @@ CONSTRAINTS ?= constraints.txt
 READY := $(VENV)/.manualgrad-ready
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench gpu lint clean
 
 demo: $(READY)
 	@$(RUN) -m experiments.demo $(ARGS)
@@ -13,9 +13,13 @@ demo: $(READY)
 test: $(READY)
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
 	@$(RUN) -m pytest $(ARGS)
+	@test -n "$(ARGS)" || $(RUN) tools/kernel_tests.py
 
 bench: $(READY)
 	@$(RUN) -m benchmarks $(ARGS)
+
+gpu: # in the interpreter that has torch and triton; nothing is fetched
+	@$(PYTHON) tools/gpu.py $(ARGS)
 
 lint: $(READY)
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m pyright

@@ -7,9 +7,9 @@ import sys
 
 import torch
 
-from benchmarks import memory, small
+from benchmarks import compiled, memory, small
 
-SUITES = {"small": small, "memory": memory}
+SUITES = {"small": small, "memory": memory, "compiled": compiled}
 
 
 def main(arguments: list[str] | None = None) -> int:

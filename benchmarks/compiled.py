@@ -5,6 +5,7 @@ is what a GPU would be given.
 """
 
 import functools
+import importlib
 import os
 import pathlib
 import re
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
+from typing import Any
 
 import torch
 from tabulate import tabulate
@@ -46,7 +48,7 @@ class Case:
     target: str
     activation: str
     dtype: str = "bfloat16"
-    tile: object = None
+    tile: Any = None
 
     def __str__(self) -> str:
         return f"{self.operation} {self.target} {self.activation} {self.dtype} {self.tile or ''}"
@@ -67,33 +69,39 @@ class Compiled:
     epilogue: int
 
 
-def machine(target: str):
-    from manualgrad.triton_kernels import launch
+def kernels():
+    return importlib.import_module("manualgrad.triton_kernels")
 
+
+def machine(target: str):
+    launch = kernels().launch
     family, arch, multiprocessors, shared = TARGETS[target]
     number = arch if isinstance(arch, int) else 0
     return launch.Machine(family, number, multiprocessors, shared)
 
 
 def cases(targets: tuple[str, ...] = tuple(TARGETS)) -> Iterator[Case]:
-    """Every kernel x activations x tiles shipped for a target; float32 and float64 once."""
-    from manualgrad.triton_kernels import launch
-
+    """Every kernel x activations x tiles shipped for a target; other dtypes with GELU alone."""
+    launch = kernels().launch
     for target in targets:
+        shown = ACTIVATIONS if target == "sm_90" else ("relu", "gelu")
+        kinds = ["bfloat16", "float16", "float32", "float64"]
+        if target == "sm_100" and launch.TRITON < (3, 9):
+            kinds.remove("float64")  # launch refuses it: that compiler fails on it
         for operation in ("linear_act_forward", "bp2_propagate_error", "bp4_weight_gradient"):
             fused = operation != "bp4_weight_gradient"
-            for dtype in ("bfloat16", "float16", "float32", "float64"):
+            for dtype in kinds:
                 kind = getattr(torch, dtype)
                 tiles = {
                     tile: None
                     for tma in (True, False)
                     for tile in launch.tiles_of(operation, machine(target), kind, tma)
                 }
-                names = ACTIVATIONS if fused and dtype == "bfloat16" else ("gelu",)
+                names = shown if fused and dtype == "bfloat16" else ("gelu",)
                 for tile in tiles:
                     for name in names if fused else ("identity",):
                         yield Case(operation, target, name, dtype, tile)
-        for name in ACTIVATIONS:
+        for name in shown:
             yield Case("bp1_output_error", target, name)
             if name != "identity":
                 yield Case("sigma_pass", target, name)
@@ -102,37 +110,37 @@ def cases(targets: tuple[str, ...] = tuple(TARGETS)) -> Iterator[Case]:
 
 def rehearsed(case: Case):
     """(kernel, arguments, options) of the case's first launch."""
-    from manualgrad import triton_kernels as kernels
     from manualgrad.activations import ACTIVATIONS as REGISTRY
 
+    ops = kernels()
     act, dtype = REGISTRY[case.activation], getattr(torch, case.dtype)
     x, weight, z, bias = (
         torch.empty(*shape, dtype=dtype, device="meta") for shape in ((M, K), (N, K), (M, N), (N,))
     )
-    with kernels.launch.rehearse(machine(case.target)) as rehearsal:
+    with ops.launch.rehearse(machine(case.target)) as rehearsal:
         match case.operation:
             case "linear_act_forward":
-                kernels.linear_act_forward(x, weight, bias, act, tile=case.tile)
+                ops.linear_act_forward(x, weight, bias, act, tile=case.tile)
             case "bp1_output_error":
-                kernels.sigma_prime_pass(z, z, act, with_a=True)
+                ops.sigma_prime_pass(z, z, act, with_a=True)
             case "bp2_propagate_error":
-                kernels.bp2_propagate_error(z, weight, x, act, tile=case.tile)
+                ops.bp2_propagate_error(z, weight, x, act, tile=case.tile)
             case "bp3_bias_gradient":
-                kernels.bp3_bias_gradient(z)
+                ops.bp3_bias_gradient(z)
             case "bp4_weight_gradient":
-                kernels.bp4_weight_gradient(z, x, tile=case.tile)
+                ops.bp4_weight_gradient(z, x, tile=case.tile)
             case "sigma_pass":
-                kernels.sigma_pass(z, act)
+                ops.sigma_pass(z, act)
     return rehearsal.launches[0]
 
 
-def build(case: Case):
-    """Compile the case's kernel as Triton would for that launch."""
+def build(launched, target: str):
+    """Compile a rehearsed launch as Triton would."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    kernel, arguments, options = rehearsed(case)
+    kernel, arguments, options = launched
     signature, constants, attributes = {}, {}, {}
     for position, name in enumerate(kernel.arg_names):
         kind, value = _kind(arguments[name], kernel.params[position])
@@ -141,10 +149,10 @@ def build(case: Case):
             constants[name] = value
         elif value:
             attributes[(position,)] = [["tt.divisibility", 16]]
-    family, arch, *_ = TARGETS[case.target]
+    family, arch, *_ = TARGETS[target]
     source = ASTSource(kernel, signature, constants, attributes)
-    target = GPUTarget(family, arch, 64 if family == "hip" else 32)
-    return triton.compile(source, target=target, options=options)
+    on = GPUTarget(family, arch, 64 if family == "hip" else 32)
+    return triton.compile(source, target=on, options=options)
 
 
 SPELLED = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}
@@ -168,7 +176,7 @@ def look(case: Case) -> Compiled:
     """Compile the case and read its machine code.  Raises RuntimeError if it does not compile."""
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     try:
-        kernel = build(case)
+        kernel = build(rehearsed(case), case.target)
     except Exception as error:
         raise RuntimeError(f"{case} does not compile: {error}") from error
     bound = case.tile.shared_memory(getattr(torch, case.dtype).itemsize) if case.tile else 0
@@ -176,8 +184,7 @@ def look(case: Case) -> Compiled:
     if case.target.startswith("gfx"):
         text = kernel.asm["amdgcn"]
         found = {
-            key: int(re.search(rf"\.{key}:\s+(\d+)", text)[1])
-            for key in ("vgpr_count", "vgpr_spill_count")
+            key: number(rf"\.{key}:\s+(\d+)", text) for key in ("vgpr_count", "vgpr_spill_count")
         }
         count = len(re.findall(MATRIX_CORE[case.target], text))
         spilled = 4 * found["vgpr_spill_count"]
@@ -188,6 +195,14 @@ def look(case: Case) -> Compiled:
     in_loop = sum(op.startswith(("STL", "LDL")) for op in body)
     count = sum(bool(re.match(core, op)) for op, _ in code)
     return Compiled(registers, spilled, in_loop, shared, bound, count, len(body), len(after))
+
+
+def number(pattern: str, text: str) -> int:
+    """The number that pattern finds in what a tool printed."""
+    found = re.search(pattern, text)
+    if found is None:
+        raise RuntimeError(f"{pattern} is not in {text[:500]}")
+    return int(found[1])
 
 
 def _disassembled(kernel) -> tuple[int, int, list[tuple[str, str]]]:
@@ -201,7 +216,7 @@ def _disassembled(kernel) -> tuple[int, int, list[tuple[str, str]]]:
         run = functools.partial(subprocess.run, capture_output=True, text=True, check=True)
         usage = run([tools / "cuobjdump", "--dump-resource-usage", path]).stdout
         listing = run([tools / "nvdisasm", "-c", path]).stdout
-    registers = int(re.search(r"REG:(\d+)", usage)[1])
+    registers = number(r"REG:(\d+)", usage)
     code = []
     for line in listing.splitlines():
         label = re.match(r"\s*(\.L_x_\d+):", line)
@@ -239,30 +254,45 @@ def _main_loop(code, core) -> tuple[list[str], list[str]]:
     return inside, [op for op, _ in code[last + 1 :] if op != "label"]
 
 
-def compiled(chosen: list[Case], workers: int | None = None) -> dict[Case, Compiled]:
-    """Each case's Compiled, on all cores."""
+def compiled(chosen: list[Case], workers: int | None = None) -> dict[Case, Compiled | None]:
+    """Each case's Compiled, on all cores; None, and the reason printed, where it fails."""
+    results: dict[Case, Compiled | None] = {}
     workers = workers or os.cpu_count() or 1
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        results = pool.map(look, chosen)
-        shown = tqdm(results, total=len(chosen), desc="compiling", leave=False, disable=None)
-        return dict(zip(chosen, shown, strict=True))
+        futures = [pool.submit(look, case) for case in chosen]
+        shown = tqdm(futures, desc="compiling", leave=False, disable=None)
+        for case, future in zip(chosen, shown, strict=True):
+            try:
+                results[case] = future.result()
+            except RuntimeError as error:
+                print(error)
+                results[case] = None
+    return results
 
 
-def table(results: dict[Case, Compiled]) -> str:
-    rows = [
-        (
-            c.operation, c.activation, c.dtype, str(c.tile or ""), r.registers, r.spilled,
-            r.spilled_in_loop, r.shared, r.matrix_core, r.loop or "", r.epilogue or "",
-        )
-        for c, r in results.items()
-    ]  # fmt: skip
-    headers = ["kernel", "activation", "dtype", "tile", "registers", "spilled", "in loop",
-               "shared", "matrix-core", "loop", "after it"]  # fmt: skip
-    return tabulate(rows, headers, tablefmt="github")
+HEADERS = ("kernel", "activation", "dtype", "tile", "registers", "spilled", "in loop",
+           "shared", "matrix core", "loop", "after it")  # fmt: skip
+
+
+def cells(c: Case, r: Compiled) -> tuple:
+    return (
+        c.operation, c.activation, c.dtype, str(c.tile or "-"), r.registers, r.spilled,
+        r.spilled_in_loop, r.shared, r.matrix_core or "-", r.loop or "-", r.epilogue or "-",
+    )  # fmt: skip
+
+
+def table(results: dict[Case, Compiled | None]) -> str:
+    rows = [cells(c, r) if r else (c.operation, c.activation, c.dtype, str(c.tile), "does not "
+            "compile") for c, r in results.items()]  # fmt: skip
+    return tabulate(rows, HEADERS, tablefmt="github")
+
+
+def shown_cases() -> list[Case]:
+    """Those of the table in docs/kernels.md."""
+    return [case for case in cases(("sm_90",)) if case.dtype in ("bfloat16", "float64")]
 
 
 def run() -> str:
     import triton
 
-    chosen = [case for case in cases(("sm_90",)) if case.dtype in ("bfloat16", "float64")]
-    return f"triton {triton.__version__}, sm_90\n\n{table(compiled(chosen))}"
+    return f"triton {triton.__version__}, sm_90\n\n{table(compiled(shown_cases()))}"

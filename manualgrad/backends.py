@@ -15,7 +15,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -145,6 +145,16 @@ def table_choice(p: Problem) -> Choice:
     return Choice(row.backend, row.reason)
 
 
+def measured_choice(p: Problem, kept: dict[str, dict[str, Any]]) -> Choice | None:
+    """What manualgrad.tune chose for a problem, unless these tensors do without its premises."""
+    found = kept.get(p.key)
+    if found is None or (found["backend"] == "triton" and not p.aligned):
+        return None
+    if found["backend"] == "cublaslt" and not p.bias:
+        return None
+    return Choice(found["backend"], "measured by manualgrad.tune", found.get("tile"))
+
+
 _mode = "auto"
 
 
@@ -207,10 +217,7 @@ def choose(
     arch, multiprocessors = _device(index)
     aligned = all(_aligned(t) for t in tensors if t is not None and t.dim() == 2)
     p = Problem(operation, act, first.dtype, M, N, P, aligned, bias, arch, multiprocessors)
-    measured = tuned.choices(index).get(p.key)
-    if measured is not None and (measured["backend"] != "triton" or aligned):
-        return Choice(measured["backend"], "measured by manualgrad.tune", measured.get("tile"))
-    choice = table_choice(p)
+    choice = measured_choice(p, tuned.choices(index)) or table_choice(p)
     if choice.backend == "cublaslt" and not relu_epilogue_keeps_nan(index):
         return Choice("aten", "this cuBLAS turns NaN into 0 in its ReLU epilogue")
     return choice

@@ -1,6 +1,7 @@
 """What the Triton kernels can take: on this machine, and of which tensors."""
 
 import functools
+import importlib
 import importlib.util
 from typing import Any
 
@@ -23,9 +24,7 @@ def interpreted() -> bool:
 @functools.cache
 def triton_kernels() -> Any:
     """The kernels, imported when a tensor first needs them."""
-    from manualgrad import triton_kernels
-
-    return triton_kernels
+    return importlib.import_module("manualgrad.triton_kernels")
 
 
 def missing_for_triton() -> str | None:

@@ -43,15 +43,10 @@ def explain(
     (N, K), x = weight.shape, input.reshape(-1, input.shape[-1])
     M = x.shape[0]
     choices = {}
-    for operation, *sizes, tensors in (
-        (FORWARD, M, N, K, (x, weight)),
-        (BP1, M, N, 0, (x, weight)),
-        (BP2, M, K, N, (x, weight)),
-        (BP3, M, N, 0, (x, weight)),
-        (BP4, N, K, M, (x, weight)),
-    ):
+    sizes = {FORWARD: (M, N, K), BP1: (M, N, 0), BP2: (M, K, N), BP3: (M, N, 0), BP4: (N, K, M)}
+    for operation, (rows, columns, depth) in sizes.items():
         try:
-            choices[operation] = choose(operation, act, *sizes, *tensors, bias=bias)
+            choices[operation] = choose(operation, act, rows, columns, depth, x, weight, bias=bias)
         except ValueError as error:
             choices[operation] = Choice("refused", str(error))
     return Explanation(choices)

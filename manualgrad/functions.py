@@ -70,7 +70,7 @@ class LinearActFunction(Function):
             if grad_z is not None:
                 delta = rows = delta + grad_z
         if needs_bias:
-            grad_bias = ops.bp3_bias_gradient(rows, delta.dtype)
+            grad_bias = ops.bp3_bias_gradient(rows, cast(Tensor, delta).dtype)
         if needs_x:  # the input is its own activation
             grad_x, _, _ = ops.bp2_propagate_error(delta, weight, x, IDENTITY, with_a=False)
         if needs_weight:

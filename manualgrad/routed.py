@@ -18,11 +18,14 @@ THIS_MODULE = sys.modules[__name__]
 
 
 def backend_for(tensor: Tensor) -> ModuleType:
-    """The module whose five operations run on tensor: ATen's, or this one on a GPU."""
+    """The module whose five operations run on tensor: ATen's, or this one on a GPU.
+
+    torch.compile traces ATen's operations: it fuses what is elementwise by itself.
+    """
     mode = backends.mode()
-    if mode == "torch" or (mode == "auto" and not tensor.is_cuda):
-        return aten
-    return THIS_MODULE
+    if mode == "auto" and tensor.is_cuda and not torch.compiler.is_compiling():
+        return THIS_MODULE
+    return THIS_MODULE if mode == "triton" else aten
 
 
 def linear_act_forward(x, weight, bias, act):
@@ -36,7 +39,7 @@ def forward_by(choice, x, weight, bias, act):
     if choice.backend == "triton":
         tile = _tile(FORWARD, choice, x)
         return triton_kernels().linear_act_forward(x, weight, bias, act, tile=tile)
-    if choice.backend == "cublaslt":
+    if choice.backend == "cublaslt" and compat.addmm_activation is not None:
         a = compat.addmm_activation(bias, x, weight.t())
         return a, a
     if choice.backend == "hybrid":
@@ -48,7 +51,8 @@ def forward_by(choice, x, weight, bias, act):
 
 def bp1_output_error(grad_a, s, act):
     """BP1: delta^L = grad_a C * sigma'(z^L).  grad_a, s (M, N).  Returns (delta, rows)."""
-    choice = choose(BP1, act, *grad_a.shape, 0, grad_a, None if act.is_identity else s)
+    M, N = grad_a.shape
+    choice = choose(BP1, act, M, N, 0, grad_a, None if act.is_identity else s)
     return bp1_by(choice, grad_a, s, act)
 
 
@@ -77,7 +81,8 @@ def bp2_by(choice, delta, weight, s, act, skip=None, with_a=True):
 
 def bp3_bias_gradient(rows, dtype=None):
     """BP3: grad_b C = sum over examples of delta.  rows (any, N).  Returns (N,) in dtype."""
-    choice = choose(BP3, aten.IDENTITY, *rows.shape, 0, rows)
+    M, N = rows.shape
+    choice = choose(BP3, aten.IDENTITY, M, N, 0, rows)
     return (aten if choice.backend == "aten" else triton_kernels()).bp3_bias_gradient(rows, dtype)
 
 
@@ -98,7 +103,8 @@ def output(s, act):
     """a^l from s^l, as kept."""
     if not act.hides_z:
         return s
-    choice = choose(FORWARD, act, *s.shape, 0, s)
+    M, N = s.shape
+    choice = choose(FORWARD, act, M, N, 0, s)
     return (aten if choice.backend == "aten" else triton_kernels()).output(s, act)
 
 

@@ -55,8 +55,8 @@ def tune(
     missing = missing_for_triton()
     if missing:
         raise ValueError(f"manualgrad.tune: nothing to measure: {missing}")
-    shapes = [tuple(shape) for shape in shapes]
-    for shape in shapes:
+    layers: list[Any] = [tuple(shape) for shape in shapes]
+    for shape in layers:
         if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
             raise ValueError(
                 f"manualgrad.tune: {shape} is no shape; give (examples, outputs, inputs), each "
@@ -70,7 +70,7 @@ def tune(
     jobs = [
         (act, shape, operation)
         for act in acts
-        for shape in shapes
+        for shape in layers
         for operation in (FORWARD, BP1, BP2, BP4)
     ]
     for act, shape, operation in _shown(jobs):

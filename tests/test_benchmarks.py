@@ -38,4 +38,4 @@ def test_unknown_suites_are_refused(capsys):
     with pytest.raises(SystemExit) as caught:
         command.main(["smal"])
     assert caught.value.code == 2
-    assert "unknown suite 'smal'; there are small, memory" in capsys.readouterr().err
+    assert "unknown suite 'smal'; there are small, memory, compiled" in capsys.readouterr().err

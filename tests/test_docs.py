@@ -8,6 +8,7 @@ from test_activations import LIMITS
 
 import manualgrad as mg
 from manualgrad.activations import ACTIVATIONS
+from manualgrad.backends import TABLE
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
@@ -59,6 +60,12 @@ def test_the_table_of_activations_is_the_registry():
         for cell, formula in ((sigma, act.sigma), (sigma_prime, act.sigma_prime)):
             assert cell.strip("`").replace("\\|", "|") == formula.__doc__
         assert keeps == ("nothing" if act.is_identity else act.keeps)
+
+
+def test_the_table_of_backends_is_the_librarys():
+    text = (ROOT / "docs" / "kernels.md").read_text()
+    rows = re.findall(r"\| (aten|cublaslt|hybrid|triton) \| ([^|]+) \|$", text, re.M)
+    assert rows == [(row.backend, row.reason) for row in TABLE]
 
 
 def test_every_equation_stands_in_the_table():

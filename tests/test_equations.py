@@ -133,6 +133,22 @@ def test_a_skips_adjoint_is_added_before_sigma_prime(backend):
     torch.testing.assert_close(backend.bp3_bias_gradient(rows), below.sum(0))
 
 
+@pytest.mark.parametrize("backend", [equations, aten], ids=lambda m: m.__name__)
+def test_a_weights_gradient_is_added_to_that_of_its_other_uses(backend):
+    delta, x, into = (f64(*n, requires_grad=False) for n in ((6, 3), (6, 5), (3, 5)))
+    want = into + delta.T @ x
+    torch.testing.assert_close(backend.bp4_weight_gradient(delta, x, into), want)
+
+
+@pytest.mark.parametrize("backend", [equations, aten], ids=lambda m: m.__name__)
+def test_a_bias_gradient_comes_in_the_dtype_asked_for(backend):
+    rows = torch.randn(5, 3)
+    assert backend.bp3_bias_gradient(rows).dtype == torch.float32
+    assert backend.bp3_bias_gradient(rows, torch.bfloat16).dtype == torch.bfloat16
+    summed = backend.bp3_bias_gradient(rows, torch.float64)
+    torch.testing.assert_close(summed, rows.double().sum(0))
+
+
 def test_the_reference_is_differentiable_itself():
     act = ACTIVATIONS["sigmoid"]
     x, weight, bias = f64(3, 4), f64(2, 4), f64(2)

@@ -8,6 +8,8 @@ from .bp1 import sums_dtype
 from .bp3 import column_totals
 from .tiles import load_tile, pointers, product, store_tile, tile_of
 
+PLAIN = tl.constexpr(False)  # grad and into are pointers, whatever the operands are
+
 
 @triton.jit(do_not_specialize=["M", "SPAN"])
 def bp4_weight_gradient_kernel(
@@ -39,9 +41,9 @@ def bp4_weight_gradient_kernel(
             BLOCK_M, EVEN, PRECISION,
         )  # fmt: skip
     if into is not None:
-        acc += load_tile(into, n, k, N, K, K, BLOCK_N, BLOCK_K, False, EVEN).to(ACC)
+        acc += load_tile(into, n, k, N, K, K, BLOCK_N, BLOCK_K, PLAIN, EVEN).to(ACC)
     grad += part.to(tl.int64) * N * K
-    store_tile(grad, acc.to(grad.dtype.element_ty), n, k, N, K, K, False, EVEN)
+    store_tile(grad, acc.to(grad.dtype.element_ty), n, k, N, K, K, PLAIN, EVEN)
 
 
 def bp4_weight_gradient(delta, x, into=None, *, tile=None):

@@ -74,7 +74,6 @@ ELEMENTWISE = (32, 128)  # rows and columns a program of an elementwise pass tak
 PROGRAMS_PER_MULTIPROCESSOR = 4  # of an elementwise pass
 FOLD = (32, 64)  # rows and columns that a program of BP3's fold takes at a time
 LEAST_SPLIT = 1024  # examples: BP4 is not split finer
-DIMENSION_LIMIT = 2**31  # indices are 32 bits wide; offsets 64
 GRID_LIMIT = 2**31 - 1
 
 TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
@@ -95,6 +94,8 @@ def tiles_of(operation: str, machine: Machine, dtype: torch.dtype, tma: bool) ->
             f"manualgrad: triton {triton.__version__} cannot compile float64 products for sm_100; "
             f"install triton >= 3.9, or use manualgrad.backend('torch')"
         )
+    if machine.arch >= 120 and TRITON < (3, 9):
+        tma = False  # that compiler spills the descriptors' registers in the main loop
     roomy = machine.shared_memory >= ROOMY
     if dtype in (torch.float64, torch.float32):
         tables = [FLOAT64 if dtype == torch.float64 else FLOAT32]

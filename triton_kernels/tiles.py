@@ -94,7 +94,7 @@ def column_sums(tile, DTYPE: tl.constexpr):
     Of 16-bit results the rounded values are summed, as a product with ones: on tensor cores it
     costs a quarter of the instructions of a reduction across threads.
     """
-    if DTYPE.primitive_bitwidth == 16:
+    if DTYPE.primitive_bitwidth == 16:  # pyright: ignore
         ones = tl.full((16, tile.shape[0]), 1.0, DTYPE)
         sums = tl.sum(tl.dot(ones, tile.to(DTYPE)), 0) * 0.0625  # 16 equal rows
     else:

@@ -1,0 +1,1 @@
+"""The first measurements on a GPU; `make gpu` runs them all."""

@@ -1,0 +1,147 @@
+"""make gpu: the kernel tests and the first measurements on a machine with a CUDA GPU.
+
+Usage: python tools/gpu.py [--dry-run] [--results FOLDER]
+
+Wants torch, triton, pytest and setuptools in the interpreter that runs it, and no registry: it
+installs manualgrad into a folder of its own, which it removes. Each stage has a process of its own
+and leaves its file in benchmarks/results/DEVICE/ as it ends, so what is measured is kept whatever
+happens next. Exit status: 0, 1 if a test or a stage failed, 2 without a GPU.
+--dry-run tries all of this on the CPU, in Triton's interpreter, tiny, with its results elsewhere.
+"""
+
+import argparse
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SHARDS = 12
+BUDGET = 530  # seconds
+TESTS_MAY_TAKE = 270
+STAGE_MAY_TAKE = 90
+STAGES = (
+    "fast_forms", "products", "epilogues", "hybrid", "relu_epilogue", "launches", "chains",
+)  # fmt: skip
+
+
+def device_name() -> str | None:
+    """The GPU that torch sees, or None with the reason printed."""
+    try:
+        import torch
+    except ImportError:
+        print(f"make gpu: {sys.executable} has no torch; name another: make gpu PYTHON=...")
+        return None
+    if not torch.cuda.is_available():
+        print("make gpu: torch sees no GPU here; `make gpu ARGS=--dry-run` tries the plumbing")
+        return None
+    return torch.cuda.get_device_name()
+
+
+def install(target: pathlib.Path) -> bool:
+    """manualgrad, its tests and its benchmarks in target; the checkout stays as it is."""
+    source = target / "source"
+    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("manualgrad", "triton_kernels", "tests", "benchmarks"):
+        shutil.copytree(ROOT / name, source / name, ignore=ignore)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    pip += ["--no-deps", "--no-build-isolation", "--target", str(target / "site"), str(source)]
+    done = subprocess.run(pip, cwd=target).returncode == 0
+    shutil.copytree(source / "benchmarks", target / "site" / "benchmarks")
+    shutil.copytree(source / "tests", target / "tests")
+    return done
+
+
+def environment(target: pathlib.Path, dry: bool) -> dict[str, str]:
+    made = dict(os.environ, PYTHONPATH=str(target / "site"), PYTHONUNBUFFERED="1")
+    made["MANUALGRAD_CACHE"] = str(target / "cache")
+    made.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+    made.pop("TRITON_INTERPRET", None)
+    if dry:
+        made["TRITON_INTERPRET"] = "1"
+    return made
+
+
+def run_tests(target: pathlib.Path, dry: bool, seconds: float) -> bool:
+    """The kernel tests, in several processes since most of the time is compilation."""
+    shards = 1 if dry else SHARDS
+    command = [sys.executable, "-P", "-m", "pytest", "tests/kernels", "-q", "-W", "default"]
+    command += ["-p", "no:cacheprovider", "--rootdir", str(target), "-x" if dry else "--tb=short"]
+    if dry:
+        command += ["-k", "test_memory or test_rows_are_few or hybrid"]
+    logs, processes = [], []
+    for shard in range(shards):
+        log = (target / f"tests-{shard}.log").open("w+")
+        env = environment(target, dry) | {"KERNEL_TESTS": f"{shard}/{shards}"}
+        logs.append(log)
+        processes.append(
+            subprocess.Popen(command, cwd=target, env=env, stdout=log, stderr=subprocess.STDOUT)
+        )
+    end, passed = time.monotonic() + seconds, True
+    for process, log in zip(processes, logs, strict=True):
+        try:
+            code = process.wait(timeout=max(1.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            code = "not done in time"
+        log.seek(0)
+        text = log.read()
+        if code != 0:
+            passed = False
+            print(f"tests, a process ended with {code}:\n{text[-6000:]}")
+        else:
+            print("tests:", text.strip().splitlines()[-1])
+        log.close()
+    return passed
+
+
+def run_stage(name: str, target: pathlib.Path, folder: pathlib.Path, dry: bool, seconds) -> bool:
+    command = [sys.executable, "-P", "-m", "benchmarks.gpu", name, str(folder)]
+    command += ["--dry-run"] if dry else []
+    try:
+        ended = subprocess.run(
+            command, cwd=target, env=environment(target, dry), timeout=max(1.0, seconds)
+        )
+    except subprocess.TimeoutExpired:
+        print(f"{name}: stopped after {seconds:.0f} s; the rows so far are kept")
+        return False
+    return ended.returncode == 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="make gpu", description=__doc__)
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--results", type=pathlib.Path, default=ROOT / "benchmarks" / "results")
+    given = parser.parse_args(arguments)
+    device = "dry run" if given.dry_run else device_name()
+    if device is None:
+        return 2
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        target = pathlib.Path(folder)
+        if not install(target):
+            print("make gpu: the installation failed; its message is above")
+            return 1
+        results = target if given.dry_run else given.results
+        results = results / re.sub(r"[^A-Za-z0-9]+", "-", device)
+        failed = [] if run_tests(target, given.dry_run, TESTS_MAY_TAKE) else ["tests"]
+        for stage in STAGES:
+            left = BUDGET - (time.monotonic() - begun)
+            if not run_stage(stage, target, results, given.dry_run, min(left, STAGE_MAY_TAKE)):
+                failed.append(stage)
+        print(f"\n{device}, {time.monotonic() - begun:.0f} s; failed: {failed or 'nothing'}")
+        run_stage("summary", target, results, False, 60)
+        if not given.dry_run:
+            print(f"written to {results}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

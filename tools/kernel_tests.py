@@ -1,0 +1,55 @@
+"""The kernel tests with the triton at hand and with the oldest one that is supported.
+
+A process of their own, for triton runs in one mode per process: here in its interpreter where there
+is no GPU. The older triton is installed beside the environment's own, into a folder of it.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+OLDER = ("triton==3.6.0", "numpy==2.3.5")  # triton 3.6 interprets with numpy < 2.4 only
+FOLDER = pathlib.Path(sys.prefix) / "triton-3.6"
+COMMANDS = {
+    "kernels": ["tests/kernels", "-n", "auto"],
+    "compiled": ["tests/test_compiled_kernels.py"],
+}
+
+
+def installed() -> bool:
+    """The older triton, in FOLDER; installed once."""
+    done = FOLDER / ".ready"
+    if not done.exists():
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        if subprocess.run([*pip, "--no-deps", "--target", str(FOLDER), *OLDER]).returncode:
+            return False
+        done.touch()
+    return True
+
+
+def run(label: str, names: tuple[str, ...], **extra: str) -> bool:
+    passed = True
+    for name in names:
+        print(f"{name}, triton {label}", flush=True)
+        command = [sys.executable, "-m", "pytest", *COMMANDS[name]]
+        passed &= subprocess.run(command, env=os.environ | extra).returncode == 0
+    return passed
+
+
+def main() -> int:
+    if importlib.util.find_spec("triton") is None:
+        print("kernels: triton is not installed (it exists for Linux only), so nothing to test")
+        return 0
+    passed = run(importlib.metadata.version("triton"), ("kernels",))
+    if not installed():
+        print("kernels: triton 3.6 could not be installed; pip's message is above")
+        return 1
+    passed &= run("3.6.0", ("kernels", "compiled"), PYTHONPATH=str(FOLDER))
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
