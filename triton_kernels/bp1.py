@@ -69,11 +69,11 @@ def sigma_prime_pass(adjoint, s, act, with_a=False, in_place=False):
     kept = None if act.is_identity else launch.row_major(s)
     a = s.new_empty(M, N) if with_a and act.hides_z else None
     span = launch.chunk_rows(M, N, launch.machine_of(adjoint))
-    rows = adjoint.new_empty(triton.cdiv(M, span), N, dtype=sums_dtype(adjoint.dtype))
+    rows = adjoint.new_empty(launch.cdiv(M, span), N, dtype=sums_dtype(adjoint.dtype))
     block_m, block_n = launch.ELEMENTWISE
     launch.run(
         sigma_prime_pass_kernel,
-        (triton.cdiv(N, block_n), rows.shape[0]),
+        (launch.cdiv(N, block_n), rows.shape[0]),
         {"adjoint": adjoint, "s": kept},
         {"delta": None if act.is_identity else delta, "rows": rows, "a": a},
         M=M, N=N, SPAN=span,

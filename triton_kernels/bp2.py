@@ -86,7 +86,7 @@ def bp2_propagate_error(delta, weight, s, act, skip=None, with_a=True, *, tile=N
     tile = tile or launch.tile_for(
         "bp2_propagate_error", M, K, delta, weight, below, kept, skip
     )  # fmt: skip
-    rows = below.new_empty(triton.cdiv(M, tile.rows), K, dtype=sums_dtype(delta.dtype))
+    rows = below.new_empty(launch.cdiv(M, tile.rows), K, dtype=sums_dtype(delta.dtype))
     part = (tile.rows, tile.columns // tile.subtiles)
     launch.run(
         bp2_propagate_error_kernel,

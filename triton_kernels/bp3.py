@@ -36,7 +36,7 @@ def column_totals(rows, dtype=None, into=None):
     total = rows.new_empty(N, dtype=dtype or rows.dtype) if into is None else into
     block_r, block_n = launch.FOLD
     launch.run(
-        bp3_bias_gradient_kernel, (triton.cdiv(N, block_n),),
+        bp3_bias_gradient_kernel, (launch.cdiv(N, block_n),),
         {"rows": rows, "into": into}, {"total": total}, R=R, N=N, BLOCK_R=block_r, BLOCK_N=block_n,
     )  # fmt: skip
     return total

@@ -49,8 +49,10 @@ def bp4_weight_gradient_kernel(
 def bp4_weight_gradient(delta, x, into=None, *, tile=None):
     """BP4: grad_W C = delta^T a^{l-1}, summed over examples.  delta (M, N), x (M, K).
 
-    into: (N, K), contiguous; the result is added to it, in place. Returns (N, K).
+    into: (N, K); the result is added to it, in place. Returns (N, K).
     """
+    if into is not None and not into.is_contiguous():
+        return into.add_(bp4_weight_gradient(delta, x, tile=tile))
     delta, x = launch.row_major(delta), launch.row_major(x)
     (M, N), K = delta.shape, x.shape[1]
     tile = tile or launch.tile_for("bp4_weight_gradient", N, K, delta, x)
@@ -76,4 +78,5 @@ def bp4_weight_gradient(delta, x, into=None, *, tile=None):
     )  # fmt: skip
     if parts == 1:
         return grad
-    return column_totals(grad, delta.dtype, into if into is None else into.view(-1)).view(N, K)
+    total = column_totals(grad, delta.dtype, into if into is None else into.view(-1))
+    return total.view(N, K) if into is None else into

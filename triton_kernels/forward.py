@@ -98,14 +98,19 @@ def sigma_pass_kernel(z, a, SIZE, SIGMA: tl.constexpr, ACC: tl.constexpr, BLOCK:
 
 
 def sigma_pass(z, act, out=None):
-    """a = sigma(z) in one pass over memory; out may be z itself.  Any shape, contiguous."""
+    """a = sigma(z) in one pass over memory.  z of any shape.
+
+    out: where a goes, z itself if the caller owns it; it is ignored unless both are contiguous.
+    Returns a.
+    """
     if act.is_identity:
         return z
+    owned = out is not None and out.is_contiguous() and z.is_contiguous()
     z = z.contiguous()
-    a = torch.empty_like(z) if out is None else out
+    a = out if owned else torch.empty_like(z)
     block = launch.ELEMENTWISE[0] * launch.ELEMENTWISE[1]
     launch.run(
-        sigma_pass_kernel, (triton.cdiv(z.numel(), block),), {"z": z}, {"a": a},
+        sigma_pass_kernel, (launch.cdiv(z.numel(), block),), {"z": z}, {"a": a},
         SIZE=z.numel(), SIGMA=sigma_of(act, z.dtype), BLOCK=block,
     )  # fmt: skip
     return a

@@ -128,6 +128,11 @@ def tile_for(operation: str, rows: int, columns: int, *operands: Tensor | None) 
     return tiles[-1]
 
 
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up. Called from the host, triton.cdiv takes microseconds."""
+    return -(-a // b)
+
+
 def tile_named(operation: str, name: str, like: Tensor) -> Tile | None:
     """The shipped tile that prints as name, if it fits the machine of like."""
     machine = machine_of(like)
@@ -140,7 +145,7 @@ def tile_named(operation: str, name: str, like: Tensor) -> Tile | None:
 
 def count(rows: int, columns: int, tile: Tile) -> int:
     """Tiles of a (rows, columns) matrix.  Raises ValueError beyond what a launch can have."""
-    tiles = triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
+    tiles = cdiv(rows, tile.rows) * cdiv(columns, tile.columns)
     if tiles > GRID_LIMIT:
         raise ValueError(
             f"manualgrad: a ({rows}, {columns}) result has {tiles} tiles, more than the "
@@ -154,16 +159,16 @@ def split_for(examples: int, tiles: int, tile: Tile, machine: Machine) -> tuple[
     parts = max(1, min(machine.multiprocessors // max(tiles, 1), examples // LEAST_SPLIT))
     if machine.family == "interpreter":
         parts = 2 if examples > 2 * tile.depth else 1
-    span = triton.cdiv(triton.cdiv(examples, parts), tile.depth) * tile.depth
-    return triton.cdiv(examples, span), span
+    span = cdiv(cdiv(examples, parts), tile.depth) * tile.depth
+    return cdiv(examples, span), span
 
 
 def chunk_rows(rows: int, columns: int, machine: Machine) -> int:
     """Rows that one program of an elementwise pass walks through."""
     step, width = ELEMENTWISE
     programs = machine.multiprocessors * PROGRAMS_PER_MULTIPROCESSOR
-    chunks = max(1, programs // triton.cdiv(columns, width))
-    return triton.cdiv(triton.cdiv(rows, chunks), step) * step
+    chunks = max(1, programs // cdiv(columns, width))
+    return cdiv(cdiv(rows, chunks), step) * step
 
 
 def row_major(matrix: Tensor) -> Tensor:
@@ -173,6 +178,8 @@ def row_major(matrix: Tensor) -> Tensor:
 
 def describable(matrix: Tensor) -> bool:
     """Can a tensor descriptor describe it? Its base and its rows stand at multiples of 16 bytes."""
+    if matrix.stride(1) != 1:
+        return False
     stride = matrix.stride(0) * matrix.element_size()
     return stride > 0 and stride % 16 == 0 and matrix.data_ptr() % 16 == 0
 
@@ -181,6 +188,8 @@ def precision_of(dtype: torch.dtype) -> str | None:
     """How float32 products are made: as torch.set_float32_matmul_precision says for torch's."""
     if dtype != torch.float32:
         return None
+    if torch.version.hip:
+        return "ieee"  # not every AMD GPU has another
     try:
         return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
     except RuntimeError:  # set in the other, per-backend way, which this call does not express

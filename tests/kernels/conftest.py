@@ -33,5 +33,6 @@ def kernels():
 
 
 def pytest_configure(config):
-    # NumPy, which interprets, remarks on the branch of a where that is not taken
-    config.addinivalue_line("filterwarnings", "ignore:.* encountered in:RuntimeWarning")
+    # NumPy, which interprets, remarks on the branch of a where that is not taken, and on triton 3.6
+    for remark in (".* encountered in:RuntimeWarning", "Conversion of an array:DeprecationWarning"):
+        config.addinivalue_line("filterwarnings", f"ignore:{remark}")

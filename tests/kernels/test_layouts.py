@@ -104,6 +104,35 @@ def both(kernels, operation, *arguments):
     return ours, theirs
 
 
+@pytest.mark.parametrize("examples", [40, 200])  # 200 are split
+def test_a_buffer_of_any_layout_is_added_to_in_place(kernels, examples):
+    delta, x = normal(examples, 17), normal(examples, 33)
+    for label, into in layouts(17, 33, torch.float64):
+        if "expanded" in label:
+            continue  # nobody can add to memory that stands for several elements
+        want = into + delta.T @ x
+        got = kernels.bp4_weight_gradient(delta, x, into)
+        assert got is into, label
+        torch.testing.assert_close(into, want, rtol=1e-13, atol=1e-13)
+
+
+def test_a_pass_over_z_of_any_layout(kernels):
+    for _, z in layouts(17, 33, torch.float64):
+        want = GELU.sigma(z)
+        torch.testing.assert_close(kernels.sigma_pass(z, GELU), want, rtol=1e-13, atol=1e-13)
+        if z.stride(0) and z.stride(1):
+            a = kernels.sigma_pass(z.clone(memory_format=torch.preserve_format), GELU, out=z)
+            torch.testing.assert_close(a, want, rtol=1e-13, atol=1e-13)
+
+
+def test_a_column_is_no_descriptor(kernels):
+    """(M, 1) with neighbours 5 apart is row-major by torch's lights, not by the hardware's."""
+    x = normal(32, 80)[:, :1].as_strided((16, 1), (16, 5))
+    a, _ = kernels.linear_act_forward(x, normal(4, 1), None, GELU)
+    assert not kernels.launch.describable(x)
+    assert a.isfinite().all()
+
+
 def test_rows_are_few(kernels):
     """Column sums leave the kernels reduced to one row per tile, in float32."""
     delta, weight, z = normal(100, 16), normal(16, 40), normal(100, 40)
