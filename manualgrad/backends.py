@@ -13,7 +13,7 @@ shape, by what it measures on the GPU at hand.
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from manualgrad import aten, compat, tuned
 from manualgrad.activations import Activation
-from manualgrad.eligibility import has_triton, missing_for_triton, refusal
+from manualgrad.eligibility import missing_for_triton, refusal
 
 OPERATIONS = (
     "linear_act_forward",
@@ -78,10 +78,12 @@ class Problem:
 
     @property
     def key(self) -> str:
-        """Under which a measurement is kept; M counts by powers of two."""
-        bucket = 1 << max(self.M - 1, 0).bit_length()
+        """Under which a measurement is kept; examples count by powers of two."""
+        sizes = [self.M, self.N, self.P]
+        examples = 2 if self.operation == BP4 else 0  # BP4 contracts over them
+        sizes[examples] = 1 << max(sizes[examples] - 1, 0).bit_length()
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.operation} {self.act} {dtype} {bucket} {self.N} {self.P}"
+        return " ".join(map(str, (self.operation, self.act, dtype, *sizes)))
 
 
 class Row(NamedTuple):
@@ -150,7 +152,7 @@ def measured_choice(p: Problem, kept: dict[str, dict[str, Any]]) -> Choice | Non
     found = kept.get(p.key)
     if found is None or (found["backend"] == "triton" and not p.aligned):
         return None
-    if found["backend"] == "cublaslt" and not p.bias:
+    if found["backend"] == "cublaslt" and not (p.bias and p.act.name == "relu"):
         return None
     return Choice(found["backend"], "measured by manualgrad.tune", found.get("tile"))
 
@@ -162,8 +164,7 @@ def mode() -> str:
     return _mode
 
 
-@contextlib.contextmanager
-def backend(name: str) -> Iterator[None]:
+class backend(contextlib.ContextDecorator):
     """Choose the backend: ``with manualgrad.backend("torch"): ...``
 
     "auto": by the table and by what ``manualgrad.tune`` measured. "torch": ATen only. "triton": the
@@ -174,17 +175,24 @@ def backend(name: str) -> Iterator[None]:
     in one thread while another computes. Raises ValueError for another name, and for "triton"
     where triton or a GPU is missing.
     """
-    global _mode
-    if name not in MODES:
-        raise ValueError(f"manualgrad.backend: {name!r} is none of {', '.join(map(repr, MODES))}")
-    missing = missing_for_triton() if name == "triton" else None
-    if missing:
-        raise ValueError(f"manualgrad.backend: 'triton' cannot run here: {missing}")
-    before, _mode = _mode, name
-    try:
-        yield
-    finally:
-        _mode = before
+
+    def __init__(self, name: str):
+        if name not in MODES:
+            names = ", ".join(map(repr, MODES))
+            raise ValueError(f"manualgrad.backend: {name!r} is none of {names}")
+        missing = missing_for_triton() if name == "triton" else None
+        if missing:
+            raise ValueError(f"manualgrad.backend: 'triton' cannot run here: {missing}")
+        self._name, self._before = name, []
+
+    def __enter__(self) -> None:
+        global _mode
+        self._before.append(_mode)
+        _mode = self._name
+
+    def __exit__(self, *_: object) -> None:
+        global _mode
+        _mode = self._before.pop()
 
 
 def choose(
@@ -196,7 +204,7 @@ def choose(
     """
     if _mode == "torch":
         return Choice("aten", "manualgrad.backend('torch') says so")
-    reason = refusal(*tensors)
+    reason = refusal(act, *tensors)
     if _mode == "triton":
         if reason is None:
             return Choice("triton", "manualgrad.backend('triton') says so")
@@ -207,8 +215,6 @@ def choose(
     first = next(t for t in tensors if t is not None)
     if reason is None and not first.is_cuda:
         reason = "Triton's interpreter is for tests; manualgrad.backend('triton') asks for it"
-    if reason is None and not has_triton():
-        reason = "the package triton is not installed"
     if reason is not None:
         _say_once(operation, reason)
         return Choice("aten", reason)
@@ -218,7 +224,7 @@ def choose(
     aligned = all(_aligned(t) for t in tensors if t is not None and t.dim() == 2)
     p = Problem(operation, act, first.dtype, M, N, P, aligned, bias, arch, multiprocessors)
     choice = measured_choice(p, tuned.choices(index)) or table_choice(p)
-    if choice.backend == "cublaslt" and not relu_epilogue_keeps_nan(index):
+    if choice.backend == "cublaslt" and not relu_epilogue_keeps_nan(index, p.dtype):
         return Choice("aten", "this cuBLAS turns NaN into 0 in its ReLU epilogue")
     return choice
 
@@ -236,17 +242,18 @@ def _device(index: int) -> tuple[int, int]:
     return arch, properties.multi_processor_count
 
 
-_keeps_nan: dict[int, bool] = {}
+_keeps_nan: dict[tuple[int, torch.dtype], bool] = {}
 
 
-def relu_epilogue_keeps_nan(index: int) -> bool:
-    """Tried once per device, on a small product; not while a CUDA graph is being captured."""
-    if index not in _keeps_nan:
+def relu_epilogue_keeps_nan(index: int, dtype: torch.dtype) -> bool:
+    """Tried once per device and dtype, on one product; not while a CUDA graph is being captured."""
+    key = index, dtype
+    if key not in _keeps_nan:
         if compat.addmm_activation is None or torch.cuda.is_current_stream_capturing():
             return False
-        x = torch.full((16, 16), torch.nan, dtype=torch.bfloat16, device=f"cuda:{index}")
-        _keeps_nan[index] = bool(compat.addmm_activation(x[0], x, x).isnan().all())
-    return _keeps_nan[index]
+        x = torch.full((256, 256), torch.nan, dtype=dtype, device=f"cuda:{index}")
+        _keeps_nan[key] = bool(compat.addmm_activation(x[0], x, x).isnan().all())
+    return _keeps_nan[key]
 
 
 @functools.cache

@@ -26,6 +26,17 @@ def dispatch_modes_active() -> bool:
     return _modes is not None and _modes() > 0
 
 
+def has_memory(tensor: torch.Tensor) -> bool:
+    """False for a batched tensor of is_grads_batched=True, and for a zero that has no storage."""
+    if getattr(tensor, "_is_zerotensor", bool)():
+        return False
+    try:
+        tensor.data_ptr()
+    except RuntimeError:
+        return False
+    return True
+
+
 def release_saved_tensors(ctx) -> None:
     """Let go of ctx's saved tensors now, unless the graph is retained or being traced.
 

@@ -4,8 +4,10 @@ from typing import Any
 
 from torch import Tensor
 
+from manualgrad import compat
 from manualgrad.activations import activation_of
 from manualgrad.backends import BP1, BP2, BP3, BP4, FORWARD, Choice, choose
+from manualgrad.functional import as_autocast_casts, check
 
 
 class Explanation:
@@ -29,19 +31,15 @@ def explain(
     BP2 is explained for this weight above a layer with the same activation. Prints as a table;
     ``.choices[operation]`` is (backend, reason, tile).
 
-    Raises TypeError for non-tensors and ValueError for shapes that do not fit.
+    Under autocast, for the tensors as autocast casts them. Raises as ``linear_act`` does.
     """
-    for name, tensor in (("input", input), ("weight", weight)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"manualgrad.explain: {name} must be a tensor, got {tensor!r:.60}")
-    if weight.dim() != 2 or input.dim() < 1 or input.shape[-1] != weight.shape[1]:
-        raise ValueError(
-            f"manualgrad.explain: input of shape {tuple(input.shape)} does not fit weight of shape "
-            f"{tuple(weight.shape)}; give (..., K) and (N, K)"
-        )
     act = activation_of(activation, "explain")
-    (N, K), x = weight.shape, input.reshape(-1, input.shape[-1])
-    M = x.shape[0]
+    dtype = compat.autocast_dtype(input.device) if isinstance(input, Tensor) else None
+    if dtype is not None:
+        input, weight = as_autocast_casts(input, dtype), as_autocast_casts(weight, dtype)
+    check("explain", input, (weight, None))
+    x = input.unsqueeze(0) if input.dim() == 1 else input.flatten(0, -2)
+    (M, K), N = x.shape, weight.shape[0]
     choices = {}
     sizes = {FORWARD: (M, N, K), BP1: (M, N, 0), BP2: (M, K, N), BP3: (M, N, 0), BP4: (N, K, M)}
     for operation, (rows, columns, depth) in sizes.items():

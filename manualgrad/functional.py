@@ -102,13 +102,12 @@ def run(call: str, function: Callable, input: Tensor, what: Any, params: Sequenc
     if compat.any_autocast() and isinstance(input, Tensor):
         dtype = compat.autocast_dtype(input.device)
         if dtype is not None:
-            cast = [_autocast(tensor, dtype) for tensor in (input, *params)]
+            cast = [as_autocast_casts(tensor, dtype) for tensor in (input, *params)]
             if not _fit(cast[0], cast[1:]):
                 _refuse(call, input, params)  # in terms of what was passed
             with torch.autocast(input.device.type, enabled=False):
                 return run(call, function, cast[0], what, cast[1:])
-    if not _fit(input, params):
-        _refuse(call, input, params)
+    check(call, input, params)
     dim = input.dim()
     if dim == 2:
         return function(input, what, *params)[0]
@@ -116,7 +115,7 @@ def run(call: str, function: Callable, input: Tensor, what: Any, params: Sequenc
     return a.view(*input.shape[:-1], a.shape[-1])
 
 
-def _autocast(tensor: Any, dtype: torch.dtype) -> Any:
+def as_autocast_casts(tensor: Any, dtype: torch.dtype) -> Any:
     """As torch's autocast casts an operand: floating tensors, but never float64."""
     eligible = isinstance(tensor, Tensor) and tensor.is_floating_point()
     return tensor.to(dtype) if eligible and tensor.dtype != torch.float64 else tensor
@@ -126,9 +125,16 @@ def _autocast(tensor: Any, dtype: torch.dtype) -> Any:
 NAMES = {
     "linear_act": ("weight", "bias"),
     "nn.Linear": ("weight", "bias"),
+    "explain": ("weight", "bias"),
     "mlp": ("weights[{}]", "biases[{}]"),
     "nn.MLP": ("layers.{}.weight", "layers.{}.bias"),
 }
+
+
+def check(call: str, input: Any, params: Sequence[Any]) -> None:
+    """Raises ValueError or TypeError, in the words of call, unless the tensors fit together."""
+    if not _fit(input, params):
+        _refuse(call, input, params)
 
 
 def _fit(input: Any, params: Sequence[Any]) -> bool:

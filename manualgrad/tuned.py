@@ -4,6 +4,7 @@ One file per device, torch and triton version. A file that is damaged, or that a
 wrote, is ignored with one warning.
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import json
@@ -12,6 +13,7 @@ import pathlib
 import re
 import tempfile
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,8 +26,10 @@ def folder() -> pathlib.Path:
     """$MANUALGRAD_CACHE, or manualgrad in the user's cache folder."""
     own = os.environ.get("MANUALGRAD_CACHE")
     if own:
-        return pathlib.Path(own)
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        return pathlib.Path(os.path.expanduser(own))
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base.startswith("~"):  # a user without a home
+        base = tempfile.gettempdir()
     return pathlib.Path(base) / "manualgrad"
 
 
@@ -77,7 +81,7 @@ def read(machine: dict[str, str]) -> dict[str, dict[str, Any]]:
             if choice["backend"] not in BACKENDS or not isinstance(tile, (str, type(None))):
                 return _ignored(file, f"{choice} is not a choice")
         return kept["choices"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return _ignored(file, f"it is damaged ({type(error).__name__}: {error})")
 
 
@@ -90,17 +94,43 @@ def _ignored(file: pathlib.Path, why: str) -> dict[str, dict[str, Any]]:
 
 
 def write(machine: dict[str, str], measured: dict[str, dict[str, Any]]) -> pathlib.Path:
-    """Add measured to what is kept for machine; another process sees the old file or the new."""
+    """Add measured to what is kept for machine; another process sees the old file or the new.
+
+    Raises ValueError where nothing can be written.
+    """
     file = path(machine)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    kept = {"format": FORMAT, "machine": machine, "choices": read(machine) | measured}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(file.parent):
+            kept = {"format": FORMAT, "machine": machine, "choices": read(machine) | measured}
+            _replace(file, kept)
+    except OSError as error:
+        raise ValueError(
+            f"manualgrad.tune: {file} cannot be written ({error}); set MANUALGRAD_CACHE to a "
+            f"folder of yours"
+        ) from error
+    choices.cache_clear()
+    return file
+
+
+@contextlib.contextmanager
+def _alone(where: pathlib.Path) -> Iterator[None]:
+    """One process at a time, so that none overwrites what another has just added."""
+    with open(where / ".lock", "w") as lock:
+        if os.name == "posix":
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _replace(file: pathlib.Path, content: dict[str, Any]) -> None:
     handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
     try:
         with os.fdopen(handle, "w") as out:
-            json.dump(kept, out, indent=1, sort_keys=True)
+            json.dump(content, out, indent=1, sort_keys=True)
+        os.chmod(temporary, 0o644)
         os.replace(temporary, file)
     except BaseException:
         os.unlink(temporary)
         raise
-    choices.cache_clear()
-    return file

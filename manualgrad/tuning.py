@@ -11,7 +11,7 @@ import torch
 from manualgrad import aten, backends, routed, tuned
 from manualgrad.activations import Activation, activation_of
 from manualgrad.backends import BP1, BP2, BP4, FORWARD, Choice, Problem
-from manualgrad.eligibility import missing_for_triton, triton_kernels
+from manualgrad.eligibility import triton_kernels, triton_problem
 
 ROUNDS = 30
 MARGIN = 0.97  # Triton is chosen where it takes at most this share of the best other's time, twice
@@ -43,41 +43,61 @@ def tune(
     """Time the backends for each shape and keep the faster: seconds a shape, once per machine.
 
     shapes: (M, N, K) each: examples, outputs and inputs of a layer; M counts by powers of two.
+    dtype: float64, float32, float16 or bfloat16. device: a GPU.
     activation: one, as in ``linear_act``, or a list of them.
 
     Candidates are checked against ATen's result before they are timed, in turns, medians of 30,
     twice over. Triton is chosen where it is at least 3 % faster both times. What is chosen is
-    written, whole, to a JSON file of this device, torch and triton (see ``manualgrad.tuned``) and
-    holds from the next call on.
+    written after each, whole, to a JSON file of this device, torch and triton, in
+    $MANUALGRAD_CACHE or the user's cache folder, and holds from the next call on.
 
-    Raises ValueError without a GPU or triton, and for shapes that are not three positive integers.
+    Raises ValueError without a GPU or triton, where the file cannot be written, and for shapes,
+    dtypes and devices that are none; TypeError for shapes that are no list.
     """
-    missing = missing_for_triton()
+    layers, acts, index = _checked(shapes, activation, dtype, device)
+    machine, where = tuned.identity(index), torch.device("cuda", index)
+    result = Measurements()
+    result.path = str(tuned.write(machine, {}))  # before all else: can it be written?
+    operations = (FORWARD, BP1, BP2, BP4)
+    jobs = [(act, layer, op) for act in acts for layer in layers for op in operations]
+    for act, layer, operation in _shown(jobs):
+        key, choice = measured(operation, act, layer, dtype, where, index)
+        result.choices[key] = choice
+        tuned.write(machine, {key: choice})
+    return result
+
+
+def _checked(shapes, activation, dtype, device) -> tuple[list[Any], list[Activation], int]:
+    """(layers, activations, the GPU's number).  Raises ValueError or TypeError."""
+    missing = triton_problem()
+    if missing is None and not torch.cuda.is_available():
+        missing = "torch sees no GPU"
     if missing:
         raise ValueError(f"manualgrad.tune: nothing to measure: {missing}")
-    layers: list[Any] = [tuple(shape) for shape in shapes]
-    for shape in layers:
-        if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
+    if not isinstance(shapes, Iterable) or isinstance(shapes, str):
+        raise TypeError(f"manualgrad.tune: shapes must be a list of (M, N, K), got {shapes!r}")
+    layers = list(shapes)
+    for layer in layers:
+        sizes = layer if isinstance(layer, (list, tuple)) else ()
+        if len(sizes) != 3 or not all(type(n) is int and n > 0 for n in sizes):
             raise ValueError(
-                f"manualgrad.tune: {shape} is no shape; give (examples, outputs, inputs), each "
-                f"a positive integer"
+                f"manualgrad.tune: {layer!r} is no shape; give a list of (examples, outputs, "
+                f"inputs), each a positive integer"
             )
+    if dtype not in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        raise ValueError(
+            f"manualgrad.tune: there are no kernels for {dtype!r}; give torch.bfloat16, float16, "
+            f"float32 or float64"
+        )
+    try:
+        where = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"manualgrad.tune: device {device!r}: {error}") from error
+    if where.type != "cuda":
+        raise ValueError(f"manualgrad.tune: {where} is no GPU; give device='cuda' or 'cuda:1'")
     specs = activation if isinstance(activation, (list, tuple)) else [activation]
-    acts = [activation_of(spec, "tune") for spec in specs]
-    where = torch.device(device)
-    index = where.index if where.index is not None else torch.cuda.current_device()
-    result = Measurements()
-    jobs = [
-        (act, shape, operation)
-        for act in acts
-        for shape in layers
-        for operation in (FORWARD, BP1, BP2, BP4)
-    ]
-    for act, shape, operation in _shown(jobs):
-        key, choice = measured(operation, act, shape, dtype, where, index)
-        result.choices[key] = choice
-    result.path = str(tuned.write(tuned.identity(index), result.choices))
-    return result
+    index = torch.cuda.current_device() if where.index is None else where.index
+    return layers, [activation_of(spec, "tune") for spec in specs], index
 
 
 def measured(
@@ -166,15 +186,16 @@ def _candidates(
     operation: str, act: Activation, t: dict[str, torch.Tensor], index: int
 ) -> Iterator[tuple[Choice, Callable[[], Any]]]:
     names = ["aten"] if operation == BP4 else ["aten", "hybrid"]
-    if operation == FORWARD and act.name == "relu" and backends.relu_epilogue_keeps_nan(index):
-        names.append("cublaslt")
+    if operation == FORWARD and act.name == "relu":
+        names += ["cublaslt"] * backends.relu_epilogue_keeps_nan(index, t["x"].dtype)
     choices = [Choice(name, "") for name in names]
     if operation != BP1:
         launch = triton_kernels().launch
         machine = launch.machine_of(t["x"])
+        described = all(map(triton_kernels().describable, (t["x"], t["weight"], t["z"])))
         tiles = {
             tile: None
-            for tma in (True, False)
+            for tma in {described, False}
             for tile in launch.tiles_of(operation, machine, t["x"].dtype, tma)
         }
         choices += [Choice("triton", "", str(tile)) for tile in tiles]

@@ -25,10 +25,11 @@ LAYERS = [
     {"manualgrad.compat", "manualgrad.differentiable", "manualgrad.tuned"},
     {"manualgrad.eligibility"},
     {"manualgrad.backends"},
-    {"manualgrad.explanation", "manualgrad.routed"},
+    {"manualgrad.routed"},
     {"manualgrad.tuning"},
     {"manualgrad.functions"},
     {"manualgrad.functional", "manualgrad.losses"},
+    {"manualgrad.explanation"},
     {"manualgrad.nn"},
     {"manualgrad"},
 ]

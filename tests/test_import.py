@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 NEW_MODULES = """
 import json, sys
 import torch
@@ -39,5 +41,6 @@ def test_import_works_without_triton():
 
 def test_the_kernels_install_under_our_own_name():
     code = "import manualgrad.triton_kernels as t; print(t.__name__)"
+    pytest.importorskip("triton", reason="triton is not installed: it exists for Linux only")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
     assert out.stdout.strip() == "manualgrad.triton_kernels", out.stderr

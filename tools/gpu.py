@@ -14,10 +14,12 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from typing import IO
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHARDS = min(os.cpu_count() or 1, 16)  # most of the time is compilation
@@ -42,7 +44,7 @@ def device_name() -> str | None:
     return torch.cuda.get_device_name()
 
 
-def install(target: pathlib.Path) -> bool:
+def install(target: pathlib.Path) -> None:
     """manualgrad, its tests and its benchmarks in target; the checkout stays as it is."""
     source = target / "source"
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
@@ -52,14 +54,18 @@ def install(target: pathlib.Path) -> bool:
         shutil.copy(ROOT / name, source / name)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     pip += ["--no-deps", "--no-build-isolation", "--target", str(target / "site"), str(source)]
-    done = subprocess.run(pip, cwd=target).returncode == 0
+    if subprocess.run(pip, cwd=target).returncode:
+        print("make gpu: pip could not install it, see above; its files are copied instead")
+        shutil.copytree(source / "manualgrad", target / "site" / "manualgrad", dirs_exist_ok=True)
+        kernels = target / "site" / "manualgrad" / "triton_kernels"
+        shutil.copytree(source / "triton_kernels", kernels, dirs_exist_ok=True)
     shutil.copytree(source / "benchmarks", target / "site" / "benchmarks")
     shutil.copytree(source / "tests", target / "tests")
-    return done
 
 
 def environment(target: pathlib.Path, dry: bool) -> dict[str, str]:
-    made = dict(os.environ, PYTHONPATH=str(target / "site"), PYTHONUNBUFFERED="1")
+    found = [str(target / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    made = dict(os.environ, PYTHONPATH=os.pathsep.join(found), PYTHONUNBUFFERED="1")
     made["MANUALGRAD_CACHE"] = str(target / "cache")
     made.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     made.pop("TRITON_INTERPRET", None)
@@ -83,23 +89,28 @@ def run_tests(target: pathlib.Path, dry: bool, seconds: float) -> bool:
         processes.append(
             subprocess.Popen(command, cwd=target, env=env, stdout=log, stderr=subprocess.STDOUT)
         )
-    end, passed = time.monotonic() + seconds, True
-    for process, log in zip(processes, logs, strict=True):
-        try:
-            code = process.wait(timeout=max(1.0, end - time.monotonic()))
-        except subprocess.TimeoutExpired:
+    end = time.monotonic() + seconds
+    try:
+        passed = [_passed(p, log, end) for p, log in zip(processes, logs, strict=True)]
+        return all(passed)
+    finally:  # an interruption leaves none behind
+        for process in processes:
             process.kill()
-            process.wait()
-            code = "not done in time"
-        log.seek(0)
-        text = log.read()
-        if code != 0:
-            passed = False
-            print(f"tests, a process ended with {code}:\n{text[-6000:]}")
-        else:
-            print("tests:", text.strip().splitlines()[-1])
-        log.close()
-    return passed
+
+
+def _passed(process: subprocess.Popen, log: IO[str], end: float) -> bool:
+    try:
+        code: object = process.wait(timeout=max(1.0, end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        code = "not done in time"
+    log.seek(0)
+    text = log.read()
+    log.close()
+    if code == 0:
+        print("tests:", text.strip().splitlines()[-1])
+    else:
+        print(f"tests, a process ended with {code}:\n{text[-6000:]}")
+    return code == 0
 
 
 def run_stage(name: str, target: pathlib.Path, folder: pathlib.Path, dry: bool, seconds) -> bool:
@@ -126,15 +137,14 @@ def main(arguments: list[str] | None = None) -> int:
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         target = pathlib.Path(folder)
-        if not install(target):
-            print("make gpu: the installation failed; its message is above")
-            return 1
+        install(target)
         results = target if given.dry_run else given.results
         results = results / re.sub(r"[^A-Za-z0-9]+", "-", device)
         failed = [] if run_tests(target, given.dry_run, TESTS_MAY_TAKE) else ["tests"]
         for stage in STAGES:
             left = BUDGET - (time.monotonic() - begun)
-            if not run_stage(stage, target, results, given.dry_run, min(left, STAGE_MAY_TAKE)):
+            seconds = left if stage == STAGES[-1] else min(left, STAGE_MAY_TAKE)
+            if not run_stage(stage, target, results, given.dry_run, seconds):
                 failed.append(stage)
         print(f"\n{device}, {time.monotonic() - begun:.0f} s; failed: {failed or 'nothing'}")
         run_stage("summary", target, results, False, 60)
@@ -144,4 +154,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is open is closed
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("make gpu: interrupted; the stages that ended are kept")
+        sys.exit(130)

@@ -11,6 +11,7 @@ import triton.language as tl
 from . import launch
 from .device_math import device_function
 from .forward import sigma_of
+from .operands import expect, row_major
 
 
 @triton.jit(do_not_specialize=["M", "SPAN"])
@@ -60,13 +61,14 @@ def sums_dtype(dtype):
 def sigma_prime_pass(adjoint, s, act, with_a=False, in_place=False):
     """adjoint * sigma'(s) and its column sums in one pass.  adjoint, s (M, N).
 
-    in_place: delta overwrites the adjoint, which must be the caller's own.
+    in_place: delta overwrites the adjoint, which must be the caller's own, if it is row-major.
     Returns (delta, rows, a), a re-derived from s if with_a, else None.
     """
     M, N = adjoint.shape
-    in_place = in_place or act.is_identity
+    expect("sigma_prime_pass", s=(None if act.is_identity else s, (M, N)))
+    in_place = (in_place and adjoint.stride(1) == 1) or act.is_identity
     delta = adjoint if in_place else adjoint.new_empty(M, N)
-    kept = None if act.is_identity else launch.row_major(s)
+    kept = None if act.is_identity else row_major(s)
     a = s.new_empty(M, N) if with_a and act.hides_z else None
     span = launch.chunk_rows(M, N, launch.machine_of(adjoint))
     rows = adjoint.new_empty(launch.cdiv(M, span), N, dtype=sums_dtype(adjoint.dtype))

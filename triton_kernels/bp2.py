@@ -7,6 +7,7 @@ import triton.language as tl
 from . import launch
 from .bp1 import prime_of, sums_dtype
 from .forward import sigma_of
+from .operands import expect, row_major
 from .tiles import column_sums, halves, load_tile, pointers, product, store_tile, tile_of
 
 
@@ -77,10 +78,12 @@ def bp2_propagate_error(delta, weight, s, act, skip=None, with_a=True, *, tile=N
     delta (M, N) and weight (N, K) are layer l+1's; s (M, K) and act are layer l's. skip (M, K) or
     None: an adjoint to add first. Returns (delta^l, rows, a^l), a^l re-derived if with_a.
     """
-    delta, weight = launch.row_major(delta), launch.row_major(weight)
-    kept = None if act.is_identity else launch.row_major(s)
-    skip = None if skip is None else launch.row_major(skip)
+    delta, weight = row_major(delta), row_major(weight)
+    kept = None if act.is_identity else row_major(s)
+    skip = None if skip is None else row_major(skip)
     (M, N), K = delta.shape, weight.shape[1]
+    fits = {"weight": (weight, (N, K)), "s": (kept, (M, K)), "skip": (skip, (M, K))}
+    expect("bp2_propagate_error", **fits)
     below = delta.new_empty(M, K)
     a = torch.empty_like(below) if with_a and act.hides_z else None
     tile = tile or launch.tile_for(

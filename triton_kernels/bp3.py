@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from . import launch
+from .operands import row_major
 
 
 @triton.jit(do_not_specialize=["R"])
@@ -31,7 +32,7 @@ def bp3_bias_gradient_kernel(
 
 def column_totals(rows, dtype=None, into=None):
     """The column sums of rows (R, N), plus into (N,), which they overwrite.  Returns (N,)."""
-    rows = launch.row_major(rows)
+    rows = row_major(rows)
     R, N = rows.shape
     total = rows.new_empty(N, dtype=dtype or rows.dtype) if into is None else into
     block_r, block_n = launch.FOLD

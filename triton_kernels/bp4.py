@@ -6,6 +6,7 @@ import triton.language as tl
 from . import launch
 from .bp1 import sums_dtype
 from .bp3 import column_totals
+from .operands import expect, row_major
 from .tiles import load_tile, pointers, product, store_tile, tile_of
 
 PLAIN = tl.constexpr(False)  # grad and into are pointers, whatever the operands are
@@ -51,10 +52,11 @@ def bp4_weight_gradient(delta, x, into=None, *, tile=None):
 
     into: (N, K); the result is added to it, in place. Returns (N, K).
     """
+    (M, N), K = delta.shape, x.shape[1]
+    expect("bp4_weight_gradient", x=(x, (M, K)), into=(into, (N, K)))
     if into is not None and not into.is_contiguous():
         return into.add_(bp4_weight_gradient(delta, x, tile=tile))
-    delta, x = launch.row_major(delta), launch.row_major(x)
-    (M, N), K = delta.shape, x.shape[1]
+    delta, x = row_major(delta), row_major(x)
     tile = tile or launch.tile_for("bp4_weight_gradient", N, K, delta, x)
     tiles = launch.count(N, K, tile)
     parts, span = launch.split_for(M, tiles, tile, launch.machine_of(delta))

@@ -8,6 +8,7 @@ their errors are about 1e-6 relative, or 1e-7 absolute for erf. Portable Triton,
 interpreter runs the very same text that a GPU does.
 """
 
+import dis
 import functools
 import types
 from typing import Any
@@ -162,28 +163,89 @@ def _with_two_parameters(x):
     return FORMULA(x, P0, P1)
 
 
+FORMULA_MODULE = "manualgrad.formula"  # whose functions VOCABULARY spells
+
+
 @functools.lru_cache(maxsize=1024)
 def device_function(formula, fast=False):
     """A formula as a Triton device function of one argument, from the same source text.
 
-    formula: a plain function made of arithmetic, float constants and the names in VOCABULARY, or a
-    functools.partial that binds all the float parameters of one.
+    formula: a plain function made of arithmetic, constants, the names in VOCABULARY and other such
+    functions, or a functools.partial that binds all the float parameters of one. Constants are read
+    once.
     fast: spelled with FAST, for float32 values that are rounded to 16 bits afterwards.
+
+    Raises ValueError for a formula that is more than that, with what it is.
     """
+    problem = untranslatable(formula)
+    if problem:
+        raise ValueError(f"manualgrad: no device function for {formula!r}: {problem}")
     if isinstance(formula, functools.partial):
         names = formula.func.__code__.co_varnames[1 : formula.func.__code__.co_argcount]
         values = {f"P{i}": float(formula.keywords[name]) for i, name in enumerate(names)}
         template = (_with_one_parameter, _with_two_parameters)[len(names) - 1]
         return _jit(template, {"FORMULA": device_function(formula.func, fast), **values})
-    vocabulary = FAST if fast else VOCABULARY
-    scope = formula.__globals__.items()
-    return _jit(formula, {k: vocabulary.get(getattr(v, "__name__", ""), v) for k, v in scope})
+    scope = {}
+    for name in formula.__code__.co_names:
+        value = formula.__globals__[name]
+        if _is_vocabulary(value):
+            value = (FAST if fast else VOCABULARY)[value.__name__]
+        elif isinstance(value, types.FunctionType):
+            value = device_function(value, fast)
+        scope[name] = value
+    return _jit(formula, scope)
+
+
+@functools.lru_cache(maxsize=1024)
+def untranslatable(formula) -> str | None:
+    """Why a formula has no device function, or None. Its code is read; nothing is compiled."""
+    if isinstance(formula, functools.partial):
+        if len(formula.keywords) > 2:
+            return f"it has {len(formula.keywords)} constants of its own, and two are the most"
+        formula = formula.func
+    if not isinstance(formula, types.FunctionType):
+        return "it is no plain function"
+    if formula.__code__.co_freevars:
+        return f"it closes over {', '.join(formula.__code__.co_freevars)}; use global constants"
+    for instruction in dis.get_instructions(formula):
+        operation, name = instruction.opname, instruction.argval
+        if operation in ("LOAD_ATTR", "LOAD_METHOD"):
+            return f"it reads .{name}; import functions by name, from {FORMULA_MODULE}"
+        if operation == "BINARY_OP" and "**" in instruction.argrepr:
+            return "it uses **, which the device lacks; multiply"
+        if "JUMP" in operation or operation == "FOR_ITER":
+            return "it branches or loops; use where"
+        if operation in ("LOAD_GLOBAL", "LOAD_NAME"):
+            problem = _unreadable(name, formula.__globals__)
+            if problem:
+                return problem
+    return None
+
+
+def _unreadable(name: str, scope: dict[str, Any]) -> str | None:
+    if name not in scope:
+        return f"it calls {name}, which is not in {FORMULA_MODULE}"
+    value = scope[name]
+    if _is_vocabulary(value) or isinstance(value, (int, float)):
+        return None
+    if isinstance(value, types.FunctionType):
+        problem = untranslatable(value)
+        return problem and f"in {name}: {problem}"
+    if isinstance(value, types.ModuleType):
+        return f"it reaches into {name}; import functions by name, from {FORMULA_MODULE}"
+    return f"it uses {name}, a {type(value).__name__}; constants are floats"
+
+
+def _is_vocabulary(value: Any) -> bool:
+    known = getattr(value, "__name__", None) in VOCABULARY
+    return known and getattr(value, "__module__", None) == FORMULA_MODULE
 
 
 def _jit(function, scope):
     """function, compiled for the device with other globals."""
-    if not knobs.runtime.interpret:  # the compiler reads global floats only as constexpr
-        scope = {k: tl.constexpr(v) if isinstance(v, float) else v for k, v in scope.items()}
+    if not knobs.runtime.interpret:  # the compiler reads global numbers only as constexpr
+        numbers = {k: tl.constexpr(v) for k, v in scope.items() if isinstance(v, (int, float))}
+        scope = scope | numbers
     scope["tl"] = tl  # the interpreter looks for it in every function
     clone = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__)
     clone.__module__, clone.__qualname__ = function.__module__, function.__qualname__

@@ -6,6 +6,7 @@ import triton.language as tl
 
 from . import launch
 from .device_math import device_function
+from .operands import expect, row_major
 from .tiles import halves, pointers, product, store_tile, tile_of
 
 
@@ -66,8 +67,9 @@ def sigma_of(act, dtype):
 
 def linear_act_forward(x, weight, bias, act, *, tile=None):
     """a = sigma(x W^T + b).  x (M, K), weight (N, K), bias (N,) or None.  Returns (a, s)."""
-    x, weight = launch.row_major(x), launch.row_major(weight)
+    x, weight = row_major(x), row_major(weight)
     (M, K), N = x.shape, weight.shape[0]
+    expect("linear_act_forward", weight=(weight, (N, K)), bias=(bias, (N,)))
     a = x.new_empty(M, N)
     z = torch.empty_like(a) if act.hides_z else None
     tile = tile or launch.tile_for("linear_act_forward", M, N, x, weight, a)
@@ -105,6 +107,7 @@ def sigma_pass(z, act, out=None):
     """
     if act.is_identity:
         return z
+    expect("sigma_pass", out=(out, tuple(z.shape)))
     owned = out is not None and out.is_contiguous() and z.is_contiguous()
     z = z.contiguous()
     a = out if owned else torch.empty_like(z)

@@ -13,6 +13,8 @@ from torch import Tensor
 from triton import knobs
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .operands import describable
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -169,19 +171,6 @@ def chunk_rows(rows: int, columns: int, machine: Machine) -> int:
     programs = machine.multiprocessors * PROGRAMS_PER_MULTIPROCESSOR
     chunks = max(1, programs // cdiv(columns, width))
     return cdiv(cdiv(rows, chunks), step) * step
-
-
-def row_major(matrix: Tensor) -> Tensor:
-    """The matrix with neighbouring columns; a copy if it has them elsewhere."""
-    return matrix if matrix.stride(1) == 1 or matrix.shape[1] == 1 else matrix.contiguous()
-
-
-def describable(matrix: Tensor) -> bool:
-    """Can a tensor descriptor describe it? Its base and its rows stand at multiples of 16 bytes."""
-    if matrix.stride(1) != 1:
-        return False
-    stride = matrix.stride(0) * matrix.element_size()
-    return stride > 0 and stride % 16 == 0 and matrix.data_ptr() % 16 == 0
 
 
 def precision_of(dtype: torch.dtype) -> str | None:

@@ -13,6 +13,9 @@ import sys
 import tempfile
 from typing import Any
 
+if "--dry-run" in sys.argv:
+    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
+
 import torch
 
 from benchmarks.gpu.bench import Bench
@@ -40,7 +43,11 @@ def summary(folder: pathlib.Path) -> str:
     """Per stage and pair of providers: how many comparisons, the least, median, largest ratio."""
     lines = [f"{'stage':14} {'ours / theirs, of times':46} {'n':>3} least median largest"]
     for path in sorted(folder.glob("*.json")):
-        kept = json.loads(path.read_text())
+        try:
+            kept = json.loads(path.read_text())
+        except ValueError as error:
+            lines.append(f"{path.stem:14} damaged: {error}")
+            continue
         groups: dict[str, list[float]] = {}
         for row in kept["rows"]:
             if "ratio" in row:
@@ -71,8 +78,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, tiny, to try it")
     given = parser.parse_args(arguments)
     if given.stage == "summary":
+        if not given.folder.is_dir():
+            parser.error(f"there is no folder {given.folder}")
         print(summary(given.folder))
         return 0
+    if not given.dry_run and not torch.cuda.is_available():
+        parser.error("torch sees no GPU here; --dry-run tries the stage on the CPU")
     bench = Bench(given.dry_run)
     torch.manual_seed(0)
     stage = STAGES[given.stage]

@@ -7,6 +7,9 @@ from manualgrad.activations import ACTIVATIONS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NAMES = sorted(ACTIVATIONS)
+# In float32, compiled: x / y errs by two units (div.full.f32), e^x by one and more (ex2.approx.f32);
+# torch's own kernels divide exactly. The interpreter's are exact too.
+ROUNDING = {("cuda", torch.float32): 4}
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 SIZES = [1, 7, 15, 16, 17, 31, 33, 63, 64, 65]
 # each size in each position, in different company
@@ -49,7 +52,7 @@ def assert_as_exact(operation, kernels, cases):
                 error = float((results[i].double() - true).abs().max()) / size
                 worst[i] = max(worst.get(i, 0.0), error) if error == error else float("inf")
     for i, error in ours.items():
-        unit = torch.finfo(dtype).eps
+        unit = ROUNDING.get((DEVICE, dtype), 1) * torch.finfo(dtype).eps
         allowed = 1e-13 if dtype == torch.float64 else 2 * theirs[i] + unit
         assert error <= allowed, f"result {i}: {error:.2e}, torch's own {theirs[i]:.2e}"
 

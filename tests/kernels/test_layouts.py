@@ -129,7 +129,7 @@ def test_a_column_is_no_descriptor(kernels):
     """(M, 1) with neighbours 5 apart is row-major by torch's lights, not by the hardware's."""
     x = normal(32, 80)[:, :1].as_strided((16, 1), (16, 5))
     a, _ = kernels.linear_act_forward(x, normal(4, 1), None, GELU)
-    assert not kernels.launch.describable(x)
+    assert not kernels.describable(x)
     assert a.isfinite().all()
 
 

@@ -112,8 +112,15 @@ def test_what_the_kernels_cannot_take_is_refused_with_the_reason():
         with FlopCounterMode(display=False), pytest.raises(ValueError, match="TorchDispatchMode"):
             mg.linear_act(x, weight)
         assert mg.explain(x[:0], weight).choices["bp4_weight_gradient"].backend == "refused"
-    assert "no kernels for torch.float8_e5m2" in eligibility.refusal(x.to(torch.float8_e5m2))
-    assert "on meta" in eligibility.refusal(x.to("meta"))
+        grads = normal(2, 4, 2)
+        leaf = weight.clone().requires_grad_()
+        a = mg.linear_act(x, leaf)
+        with pytest.raises(ValueError, match="such as a batched one"):
+            torch.autograd.grad(a, leaf, grads, is_grads_batched=True)
+    gelu = ACTIVATIONS["gelu"]
+    assert "no kernels for torch.float8_e5m2" in eligibility.refusal(gelu, x.to(torch.float8_e5m2))
+    assert "on meta" in eligibility.refusal(gelu, x.to("meta"))
+    assert "such as a batched one" in eligibility.refusal(gelu, torch._efficientzerotensor(2, 3))
 
 
 class Sub(torch.Tensor):
