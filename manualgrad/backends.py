@@ -149,7 +149,7 @@ def table_choice(p: Problem) -> Choice:
 
 def measured_choice(p: Problem, kept: dict[str, dict[str, Any]]) -> Choice | None:
     """What manualgrad.tune chose for a problem, unless these tensors do without its premises."""
-    found = kept.get(p.key)
+    found = kept.get(p.key) if kept else None
     if found is None or (found["backend"] == "triton" and not p.aligned):
         return None
     if found["backend"] == "cublaslt" and not (p.bias and p.act.name == "relu"):
