@@ -157,3 +157,60 @@ def test_a_problem_is_kept_under_one_key():
         "leaky_relu(negative_slope=0.3)"
         in Problem(FORWARD, leaky, torch.float16, 1, 1, 1, True, True, 90, 132).key
     )
+
+
+class OnAGpu:
+    """What choose() asks of a matrix, without a GPU."""
+
+    is_cuda, device = True, torch.device("cuda", 0)
+
+    def __init__(self, rows, columns, dtype=torch.bfloat16, step=None, address=256):
+        self.dtype, self._stride, self._address = dtype, (step or columns, 1), address
+
+    def dim(self):
+        return 2
+
+    def stride(self, axis):
+        return self._stride[axis]
+
+    def data_ptr(self):
+        return self._address
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.setattr(backends, "refusal", lambda act, *tensors: None)
+    monkeypatch.setattr(backends, "_device", lambda index: (90, 132))
+    monkeypatch.setattr(backends, "relu_epilogue_keeps_nan", lambda index, dtype: True)
+    kept = {}
+    monkeypatch.setattr(tuned, "choices", lambda index: kept)
+    return kept
+
+
+def choice(*tensors, operation=FORWARD, name="gelu", M=8192, N=1024, P=512, bias=True):
+    return backends.choose(operation, ACTIVATIONS[name], M, N, P, *tensors, bias=bias)
+
+
+def test_a_gpus_tensors_go_by_the_table(gpu, monkeypatch):
+    weight = OnAGpu(1024, 512)
+    assert choice(OnAGpu(8192, 512), weight).backend == "triton"
+    assert choice(OnAGpu(8192, 512, address=264), weight).backend == "hybrid"
+    assert choice(OnAGpu(8192, 512, step=520), weight).backend == "hybrid"
+    assert choice(OnAGpu(8192, 512, step=528), weight).backend == "triton"
+    assert choice(OnAGpu(8192, 512, torch.float32), weight).backend == "hybrid"
+    assert choice(OnAGpu(8192, 512), weight, name="relu").backend == "cublaslt"
+    monkeypatch.setattr(backends, "relu_epilogue_keeps_nan", lambda index, dtype: False)
+    without = choice(OnAGpu(8192, 512), weight, name="relu")
+    assert without.backend == "aten"
+    assert "NaN" in without.reason
+
+
+def test_a_measurement_comes_before_the_table(gpu):
+    tensors = OnAGpu(8192, 512), OnAGpu(1024, 512)
+    gpu[problem(FORWARD, P=512).key] = {"backend": "aten", "milliseconds": {}}
+    assert choice(*tensors) == ("aten", "measured by manualgrad.tune", None)
+    gpu[problem(FORWARD, P=512).key] = {"backend": "triton", "tile": "64x64x64 w4 s3"}
+    assert choice(*tensors).tile == "64x64x64 w4 s3"
+    assert choice(OnAGpu(8192, 512, step=520), tensors[1]).backend == "hybrid"
+    with mg.backend("torch"):
+        assert choice(*tensors).backend == "aten"
