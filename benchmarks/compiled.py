@@ -91,11 +91,7 @@ def cases(targets: tuple[str, ...] = tuple(TARGETS)) -> Iterator[Case]:
             fused = operation != "bp4_weight_gradient"
             for dtype in kinds:
                 kind = getattr(torch, dtype)
-                tiles = {
-                    tile: None
-                    for tma in (True, False)
-                    for tile in launch.tiles_of(operation, machine(target), kind, tma)
-                }
+                tiles = launch.all_tiles(operation, machine(target), kind)
                 names = shown if fused and dtype == "bfloat16" else ("gelu",)
                 for tile in tiles:
                     for name in names if fused else ("identity",):

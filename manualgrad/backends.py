@@ -225,7 +225,7 @@ def choose(
     p = Problem(operation, act, first.dtype, M, N, P, aligned, bias, arch, multiprocessors)
     choice = measured_choice(p, tuned.choices(index)) or table_choice(p)
     if choice.backend == "cublaslt" and not relu_epilogue_keeps_nan(index, p.dtype):
-        return Choice("aten", "this cuBLAS turns NaN into 0 in its ReLU epilogue")
+        return Choice("aten", "cuBLAS's ReLU epilogue is not known to pass NaN on here")
     return choice
 
 

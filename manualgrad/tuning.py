@@ -58,8 +58,8 @@ def tune(
     machine, where = tuned.identity(index), torch.device("cuda", index)
     result = Measurements()
     result.path = str(tuned.write(machine, {}))  # before all else: can it be written?
-    operations = (FORWARD, BP1, BP2, BP4)
-    jobs = [(act, layer, op) for act in acts for layer in layers for op in operations]
+    with_act = [(act, layer, op) for act in acts for layer in layers for op in (FORWARD, BP1, BP2)]
+    jobs = [*with_act, *((aten.IDENTITY, layer, BP4) for layer in layers)]  # BP4 has no sigma
     for act, layer, operation in _shown(jobs):
         key, choice = measured(operation, act, layer, dtype, where, index)
         result.choices[key] = choice
@@ -110,8 +110,7 @@ def measured(
 ) -> tuple[str, dict[str, Any]]:
     """(the problem's key, what was chosen and every candidate's milliseconds)."""
     (M, N, K), sizes = shape, _sizes(operation, *shape)
-    subject = aten.IDENTITY if operation == BP4 else act
-    key = Problem(operation, subject, dtype, *sizes, True, True, 0, 0).key
+    key = Problem(operation, act, dtype, *sizes, True, True, 0, 0).key
     steps = dict(_candidates(operation, act, _tensors(M, N, K, dtype, device), index))
     expected = _first(steps[Choice("aten", "")]())
     unit = torch.finfo(dtype).eps * float(expected.abs().max())
@@ -191,13 +190,9 @@ def _candidates(
     choices = [Choice(name, "") for name in names]
     if operation != BP1:
         launch = triton_kernels().launch
-        machine = launch.machine_of(t["x"])
         described = all(map(triton_kernels().describable, (t["x"], t["weight"], t["z"])))
-        tiles = {
-            tile: None
-            for tma in {described, False}
-            for tile in launch.tiles_of(operation, machine, t["x"].dtype, tma)
-        }
+        machine, kind = launch.machine_of(t["x"]), t["x"].dtype
+        tiles = launch.all_tiles(operation, machine, kind, described)
         choices += [Choice("triton", "", str(tile)) for tile in tiles]
     for choice in choices:
         yield choice, _step(operation, choice, act, t)

@@ -115,6 +115,15 @@ def tiles_of(operation: str, machine: Machine, dtype: torch.dtype, tma: bool) ->
     )
 
 
+def all_tiles(
+    operation: str, machine: Machine, dtype: torch.dtype, tma: bool = True
+) -> tuple[Tile, ...]:
+    """Each tile of tiles_of once: with descriptors if they will do, then with pointers."""
+    kinds = (True, False) if tma else (False,)
+    found = [tile for kind in kinds for tile in tiles_of(operation, machine, dtype, kind)]
+    return tuple(dict.fromkeys(found))
+
+
 def _fits(tile: Tile, machine: Machine, dtype: torch.dtype) -> bool:
     return tile.shared_memory(dtype.itemsize) <= machine.shared_memory
 
@@ -137,12 +146,8 @@ def cdiv(a: int, b: int) -> int:
 
 def tile_named(operation: str, name: str, like: Tensor) -> Tile | None:
     """The shipped tile that prints as name, if it fits the machine of like."""
-    machine = machine_of(like)
-    for tma in (True, False):
-        for tile in tiles_of(operation, machine, like.dtype, tma):
-            if str(tile) == name:
-                return tile
-    return None
+    tiles = all_tiles(operation, machine_of(like), like.dtype)
+    return next((tile for tile in tiles if str(tile) == name), None)
 
 
 def count(rows: int, columns: int, tile: Tile) -> int:

@@ -105,11 +105,5 @@ def compare(
 
 
 def tiles(bench: Bench, operation: str) -> list[Any]:
-    launch, like = kernels.launch, bench.randn(1, 1)
-    machine = launch.machine_of(like)
-    found = [
-        tile
-        for tma in (True, False)
-        for tile in launch.tiles_of(operation, machine, bench.dtype, tma)
-    ]
-    return list(dict.fromkeys(found))
+    machine = kernels.launch.machine_of(bench.randn(1, 1))
+    return list(kernels.launch.all_tiles(operation, machine, bench.dtype))

@@ -18,9 +18,7 @@ def tiles(kernels, operation, dtype):
     if DEVICE == "cpu":
         kinds = [(False, 1), (False, 2), (True, 1), (True, 2)]
         return [launch.Tile(32, 32, 32, 4, 1, tma, halves) for tma, halves in kinds]
-    machine = launch.machine_of(normal(1, 1))
-    found = [t for tma in (True, False) for t in launch.tiles_of(operation, machine, dtype, tma)]
-    return list(dict.fromkeys(found))
+    return launch.all_tiles(operation, launch.machine_of(normal(1, 1)), dtype)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
