@@ -12,12 +12,14 @@ from manualgrad.explanation import explain
 from manualgrad.functional import linear_act, mlp
 from manualgrad.losses import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from manualgrad.tuning import tune
+from manualgrad.verify import check
 
 __all__ = [
     "__version__",
     "activations",
     "backend",
     "binary_cross_entropy_with_logits",
+    "check",
     "cross_entropy",
     "explain",
     "linear_act",

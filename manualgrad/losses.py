@@ -249,7 +249,7 @@ class BCEWithLogitsFunction(Function):
         grad = _per_term(grad, ctx.reduction, z.numel())
         if weight is not None:
             grad = grad * _wide(weight)
-        p = 1.0 if pos_weight is None else _wide(pos_weight)
+        p = 1.0 if pos_weight is None else pos_weight.to(z.dtype)
         needs_z, needs_y, *_ = ctx.needs_input_grad
         delta = grad_y = None
         if needs_z:

@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from manualgrad.files import write_json
+
 FORMAT = 1
 BACKENDS = ("aten", "cublaslt", "hybrid", "triton")
 
@@ -103,7 +105,7 @@ def write(machine: dict[str, str], measured: dict[str, dict[str, Any]]) -> pathl
         file.parent.mkdir(parents=True, exist_ok=True)
         with _alone(file.parent):
             kept = {"format": FORMAT, "machine": machine, "choices": read(machine) | measured}
-            _replace(file, kept)
+            write_json(file, kept)
     except OSError as error:
         raise ValueError(
             f"manualgrad.tune: {file} cannot be written ({error}); set MANUALGRAD_CACHE to a "
@@ -122,15 +124,3 @@ def _alone(where: pathlib.Path) -> Iterator[None]:
 
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def _replace(file: pathlib.Path, content: dict[str, Any]) -> None:
-    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w") as out:
-            json.dump(content, out, indent=1, sort_keys=True)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, file)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -64,10 +64,11 @@ def gelu_tanh_prime(z):
 def gelu_tanh_second(z):
     """p (1 - p) (2 v' + z v'' + z v'^2 (1 - 2p))"""
     c = minimum(maximum(z, -0.125 * NEARER), 0.125 * NEARER)
-    p = 1.0 / (1.0 + exp(-TWICE_SQRT_2_OVER_PI * (c + CUBIC * c * c * c)))
+    e = exp(-TWICE_SQRT_2_OVER_PI * (c + CUBIC * c * c * c))
+    p = 1.0 / (1.0 + e)
     dv = TWICE_SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * c * c)
     ddv = TWICE_SQRT_2_OVER_PI * 6.0 * CUBIC * c
-    return p * (1.0 - p) * (2.0 * dv + c * ddv + c * dv * dv * (1.0 - 2.0 * p))
+    return p * (e * p) * (2.0 * dv + c * ddv + c * dv * dv * (e * p - p))
 
 
 register(

@@ -1,0 +1,83 @@
+"""The library's own audit: every case of the table before its judges, in several processes."""
+
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from manualgrad.activations import ACTIVATIONS, Activation
+from manualgrad.verify import cases, kernels
+from manualgrad.verify.cases import Case
+from manualgrad.verify.checking import Settings, examine
+from manualgrad.verify.formulas import FORMULA_CHECKS
+from manualgrad.verify.isolation import undisturbed
+from manualgrad.verify.judges import Check, put
+from manualgrad.verify.report import CheckReport, Outcome
+
+
+def judge(case: Case, judges: Sequence[str], device: str = "cpu") -> CheckReport:
+    """One case before those of its judges that are asked for."""
+    asked = [name for name in case.judges if name in judges]
+    if case.operation == "formulas":
+        return _record(case, [c for c in FORMULA_CHECKS if c.judge in asked])
+    if case.operation in kernels.OPERATIONS:
+        how = (case.operation, case.dtype, device)
+        backends = {"ATen": kernels.by_aten, "Triton": kernels.by_triton}
+        checks = [
+            Check("kernel", f"{name} against the equations", functools.partial(_backend, run, *how))
+            for name, run in backends.items()
+        ]
+        return _record(case, checks if "kernel" in asked else [])
+    fn, inputs, reference = case.build(device)
+    return examine(fn, inputs, None, reference, Settings(asked))
+
+
+def _record(case: Case, checks: Sequence[Check]) -> CheckReport:
+    act = ACTIVATIONS[case.activation]
+    with undisturbed():
+        return CheckReport(str(case), [o for check in checks for o in put(check, act)])
+
+
+def _backend(run, operation: str, dtype: torch.dtype, device: str, act: Activation):
+    return run(operation, act, dtype, device)
+
+
+def outcomes(case: Case, judges: Sequence[str], device: str) -> list[Outcome]:
+    """A case's outcomes under the case's own name."""
+    return [replace(o, case=f"{case}: {o.case}") for o in judge(case, judges, device).outcomes]
+
+
+def of_activation(name: str, judges: Sequence[str]) -> CheckReport:
+    """The report on a registered activation: its formulas, and the layers that are built on it."""
+    found = [o for case in cases.of_activation(name) for o in outcomes(case, judges, "cpu")]
+    return CheckReport(name, found)
+
+
+def rows(quick: bool, dtype: torch.dtype | None) -> list[Case]:
+    """The rows of the table that an audit walks."""
+    walked = [case for case in cases.table() if dtype in (None, case.dtype)]
+    if quick:
+        walked = [replace(case, judges=case.quick) for case in walked if case.quick]
+    return walked
+
+
+def audit(
+    walked: Sequence[Case], judges: Sequence[str], device: str = "cpu", jobs: int = 1
+) -> Iterator[list[Outcome]]:
+    """The outcomes of case after case, as they are done; in several processes by joblib."""
+    if jobs <= 1 or len(walked) < 2:
+        for case in walked:
+            yield outcomes(case, judges, device)
+        return
+    from joblib import Parallel, delayed
+
+    run: Any = Parallel(jobs, return_as="generator_unordered")
+    yield from run(delayed(outcomes)(case, judges, device) for case in walked)
+
+
+def processes() -> int:
+    """As many as there are cores for this process."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,72 @@
+"""Everything global that a check may touch, put back as it was."""
+
+import contextlib
+import random
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+MEMORY: Any = torch.utils.deterministic
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Generators, default dtype and modes are the caller's again on the way out.
+
+    Inside, gradients are on, autocast is off and warnings are silent, wherever the caller stands.
+    """
+    numpy = sys.modules.get("numpy")
+    states = random.getstate(), numpy.random.get_state() if numpy else None
+    dtype = torch.get_default_dtype()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        stack.enter_context(_determinism())
+        MEMORY.fill_uninitialized_memory = False  # one question fills it
+        stack.enter_context(torch.random.fork_rng(devices))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda") if devices else ("cpu",):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            if numpy:
+                numpy.random.set_state(states[1])
+            torch.set_default_dtype(dtype)
+
+
+@contextlib.contextmanager
+def uninitialised_memory_is_nan() -> Iterator[None]:
+    """torch.empty returns NaN, so that what is read before it is written shows."""
+    with _determinism():
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        MEMORY.fill_uninitialized_memory = True
+        yield
+
+
+@contextlib.contextmanager
+def _determinism() -> Iterator[None]:
+    """torch's switches of determinism, put back."""
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = MEMORY.fill_uninitialized_memory
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        MEMORY.fill_uninitialized_memory = fill
+
+
+def seed_everything(seed: int) -> None:
+    """torch's generators, Python's and numpy's."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    numpy = sys.modules.get("numpy")
+    if numpy:
+        numpy.random.seed(seed % 2**32)

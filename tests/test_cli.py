@@ -1,0 +1,223 @@
+"""The command line: what it prints, what it writes, and how it ends."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from manualgrad import cli
+
+TARGETS = """
+import torch
+from torch.autograd import Function
+
+
+class Wrong(Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.exp()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.saved_tensors[0]
+
+
+def right():
+    return torch.sin, torch.randn(4, 3)
+
+def wrong():
+    return Wrong, torch.randn(4, 3)
+
+def beside():
+    return Wrong, torch.randn(4, 3), {"reference": torch.exp, "only": ["native"]}
+
+def tree():
+    return (lambda d: d["x"] ** 2), {"x": torch.randn(3)}
+
+def module():
+    return torch.nn.Linear(3, 2), torch.randn(4, 3)
+
+def nothing():
+    return 3
+
+def misfit():
+    return torch.sin, torch.arange(3)
+
+def broken():
+    raise RuntimeError("no data here")
+"""
+
+
+@pytest.fixture
+def targets(tmp_path, monkeypatch):
+    """A package's module of targets, in the working directory."""
+    (tmp_path / "their_targets.py").write_text(TARGETS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    yield tmp_path
+    sys.modules.pop("their_targets", None)
+
+
+def run(*arguments):
+    try:
+        return cli.main(list(arguments))
+    except SystemExit as ended:
+        return ended.code
+
+
+def test_a_right_target_ends_with_0(targets, capsys):
+    assert run("check", "their_targets:right") == 0
+    printed = capsys.readouterr().out
+    assert "sin: no finding in" in printed
+    assert "Not run:" in printed
+
+
+def test_a_wrong_target_ends_with_1(targets, capsys):
+    assert run("check", "their_targets:wrong", "--only", "adjoint") == 1
+    assert "gradient of x (4, 3): [" in capsys.readouterr().out
+    assert run("check", "their_targets:beside") == 1
+    printed = capsys.readouterr().out
+    assert "native" in printed
+    assert "adjoint" not in printed
+
+
+def test_trees_dtypes_and_modules(targets, capsys):
+    assert run("check", "their_targets:tree", "--only", "adjoint") == 0
+    assert run("check", "their_targets:module", "--only", "conduct", "--dtype", "bfloat16") == 0
+    assert run("check", "their_targets:right", "--only", "conduct", "--dtype", "float16") == 0
+    assert "beside float64" not in capsys.readouterr().err
+
+
+def test_an_activation_is_a_target(capsys):
+    assert run("check", "softsign", "--only", "symbolic", "oracle") == 0
+    assert "softsign: no finding in" in capsys.readouterr().out
+
+
+def test_a_zero_argument_callable_may_return_a_report(targets, capsys, tmp_path):
+    (tmp_path / "their_targets.py").write_text(
+        "import manualgrad as mg, torch\ndef report(): return mg.check(torch.sin, torch.ones(2), only='adjoint')"
+    )
+    assert run("check", "their_targets:report") == 0
+    assert "sin: no finding in 3 checks" in capsys.readouterr().out
+
+
+USAGE = {
+    "no such module": (
+        ["no_such_module:f"],
+        "ModuleNotFoundError: No module named 'no_such_module'",
+    ),
+    "no such name": (["their_targets:nobody"], "has no attribute 'nobody'"),
+    "no colon": (["their_targets"], "neither package.module:callable nor an activation"),
+    "not a tuple": (["their_targets:nothing"], "returned 3, not a tuple"),
+    "raises": (["their_targets:broken"], "RuntimeError: no data here"),
+    "misfit": (["their_targets:misfit"], "sin has no floating tensor"),
+    "judge": (["their_targets:right", "--only", "jury"], "there is no judge 'jury'"),
+    "device": (["their_targets:right", "--device", "moon"], "--device moon: "),
+    "folder": (
+        ["their_targets:right", "--json", "no/such/folder.json"],
+        "nothing can be written in",
+    ),
+    "jobs": (["--jobs", "0"], "--jobs must be at least 1"),
+    "dtype": (["their_targets:right", "--dtype", "int8"], "invalid choice: 'int8'"),
+    "option": (["--fast"], "unrecognized arguments: --fast"),
+}
+
+
+@pytest.mark.parametrize("case", USAGE)
+def test_a_bad_command_line_ends_with_2_and_one_line(targets, capsys, case):
+    arguments, message = USAGE[case]
+    assert run("check", *arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert not captured.out
+
+
+def test_no_command_ends_with_2(capsys):
+    assert run() == 2
+    assert run("audit") == 2
+
+
+def test_json_is_written_whole(targets, capsys):
+    file = targets / "report.json"
+    assert run("check", "their_targets:wrong", "--only", "adjoint", "--json", str(file)) == 1
+    read = json.loads(file.read_text())
+    assert read["passed"] is False
+    assert {o["status"] for o in read["outcomes"]} == {"finding", "not run"}
+    assert sorted(p.name for p in targets.iterdir() if p.is_file()) == [
+        "report.json",
+        "their_targets.py",
+    ]
+    capsys.readouterr()
+    assert run("check", "their_targets:right", "--only", "adjoint", "--json", "-") == 0
+    assert json.loads(capsys.readouterr().out)["verdict"].startswith("sin: no finding")
+
+
+def test_what_stood_in_the_file_stays_if_writing_fails(targets, monkeypatch, capsys):
+    file = targets / "report.json"
+    file.write_text("before")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    assert run("check", "their_targets:right", "--only", "adjoint", "--json", str(file)) == 2
+    assert "cannot be written (disk full)" in capsys.readouterr().err
+    assert file.read_text() == "before"
+    assert len(list(targets.iterdir())) == 2 + (targets / "__pycache__").exists()
+
+
+def test_missing_packages_are_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tabulate", None)
+    assert run("check") == 2
+    assert "tabulate is not installed; pip install 'manualgrad[check]'" in capsys.readouterr().err
+
+
+def test_activations_and_info(capsys):
+    assert run("activations") == 0
+    printed = capsys.readouterr().out
+    assert "gelu_tanh" in printed
+    assert "max(z, 0)" in printed
+    assert run("info") == 0
+    printed = capsys.readouterr().out
+    assert torch.__version__ in printed
+    assert "Triton kernels" in printed
+
+
+def command(*arguments, **options):
+    line = [sys.executable, "-m", "manualgrad", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(line, text=True, **pipes, **options)
+
+
+def test_the_quick_audit_as_a_stranger_runs_it(tmp_path):
+    """In processes of its own, with the kernels interpreted."""
+    file = tmp_path / "audit.json"
+    out, err = command("check", "--quick", "--json", str(file), cwd=tmp_path).communicate()
+    assert "no finding in" in out, out + err
+    outcomes = json.loads(file.read_text())["outcomes"]
+    assert len(outcomes) > 800
+    assert not [o for o in outcomes if o["status"] == "finding"]
+
+
+def test_an_interrupted_audit_ends_with_130_and_no_file(tmp_path):
+    file = tmp_path / "audit.json"
+    process = command("check", "--json", str(file), cwd=tmp_path, start_new_session=True)
+    time.sleep(6)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, out + err
+    assert "manualgrad check: interrupted" in err
+    assert "Traceback" not in err
+    assert not list(pathlib.Path(tmp_path).iterdir())
+
+
+def test_the_script_is_installed():
+    script = pathlib.Path(sys.executable).with_name("manualgrad")
+    ended = subprocess.run([script, "activations"], capture_output=True, text=True)
+    assert ended.returncode == 0
+    assert "quick_gelu" in ended.stdout
