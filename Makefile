@@ -5,15 +5,18 @@ CONSTRAINTS ?= constraints.txt
 READY := $(VENV)/.manualgrad-ready
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test bench gpu lint clean
+.PHONY: demo test check bench gpu lint clean
 
 demo: $(READY)
 	@$(RUN) -m experiments.demo $(ARGS)
 
 test: $(READY)
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
-	@$(RUN) -m pytest $(ARGS)
+	@$(RUN) -m pytest $(or $(ARGS),-n auto)
 	@test -n "$(ARGS)" || $(RUN) tools/kernel_tests.py
+
+check: $(READY)
+	@$(RUN) -m manualgrad check $(ARGS)
 
 bench: $(READY)
 	@$(RUN) -m benchmarks $(ARGS)

@@ -55,18 +55,6 @@ def f64(*shape, requires_grad=True):
     return torch.randn(*shape, dtype=torch.float64, requires_grad=requires_grad)
 
 
-def off_kinks(act, x, weight, bias=None, distance=1e-3):
-    """x, shifted until no pre-activation is near a kink, where finite differences mislead."""
-    with torch.no_grad():
-        for _ in range(100):
-            z = F.linear(x, weight, bias)
-            near = [(z - kink).abs().min() for kink in act.kinks if z.numel()]
-            if not near or min(near) > distance:
-                return x
-            x += torch.randn_like(x) * 0.1
-    raise RuntimeError("no x found away from the kinks")
-
-
 def problem(operation, name="gelu", dtype=torch.bfloat16, M=8192, N=1024, P=1024, **others):
     """What the table of backends decides on, on an H200 unless said otherwise."""
     given = {"aligned": True, "bias": True, "arch": 90, "multiprocessors": 132} | others

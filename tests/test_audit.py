@@ -1,7 +1,9 @@
 """The one table of cases, walked: what `manualgrad check` asks on a user's machine is asked here."""
 
 import pytest
+import torch
 
+from manualgrad import aten
 from manualgrad.activations import ACTIVATIONS
 from manualgrad.backends import OPERATIONS
 from manualgrad.verify.audit import judge, rows
@@ -43,3 +45,33 @@ def test_the_quick_rows_are_rows_of_the_table_with_fewer_judges():
     for case in quick:
         assert set(case.judges) <= set(names[str(case)].judges)
     assert {case.dtype for case in rows(False, TABLE[0].dtype)} == {TABLE[0].dtype}
+
+
+def broken(operation, change):
+    """An operation of ATen's backend with one result changed."""
+    right = getattr(aten, operation)
+
+    def wrong(*arguments, **keywords):
+        return change(right(*arguments, **keywords))
+
+    return wrong
+
+
+CHANGES = {
+    "BP1 a little off": ("bp1_output_error", lambda r: (r[0] * (1 + 1e-7), r[1])),
+    "BP2 transposed signs": ("bp2_propagate_error", lambda r: (-r[0], r[1], r[2])),
+    "BP2 without its last row": ("bp2_propagate_error", lambda r: (r[0].clone().index_fill_(0, torch.tensor(len(r[0]) - 1), 0.0), r[1], r[2])),
+    "BP3 averaged": ("bp3_bias_gradient", lambda r: r / 5),
+    "BP4 in float32": ("bp4_weight_gradient", lambda r: r.float().to(r.dtype)),
+    "a clipped": ("linear_act_forward", lambda r: (r[0].clamp(max=0.5), r[1])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", ["mlp gelu-tanh-gelu 5 float64", "mlp tanh-tanh-tanh 5 float64"])
+def test_a_fault_in_the_library_itself_is_found(monkeypatch, change, name):
+    operation, how = CHANGES[change]
+    monkeypatch.setattr(aten, operation, broken(operation, how))
+    (case,) = [c for c in TABLE if str(c) == name]
+    report = judge(case, ("native", "adjoint", "oracle"))
+    assert {"native", "oracle"} & {f.judge for f in report.findings}, report

@@ -55,13 +55,20 @@ def broken():
 """
 
 
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch):
+    """A command sets variables for its own process; here they must not outlive it."""
+    for name in ("TRITON_INTERPRET", "PYTHONWARNINGS"):
+        monkeypatch.setenv(name, "")  # so that what it was is remembered
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture
 def targets(tmp_path, monkeypatch):
     """A package's module of targets, in the working directory."""
     (tmp_path / "their_targets.py").write_text(TARGETS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     yield tmp_path
     sys.modules.pop("their_targets", None)
 

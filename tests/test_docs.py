@@ -1,9 +1,12 @@
 """The documents: their code runs, their tables and links are true."""
 
+import contextlib
+import io
 import pathlib
 import re
 
 import pytest
+import torch
 from test_activations import LIMITS
 
 import manualgrad as mg
@@ -23,6 +26,26 @@ def blocks(path):
     return [b for b in re.findall(r"```python\n(.*?)```", path.read_text(), re.S) if "import " in b]
 
 
+# a text block after a Python block is what that prints
+SHOWN = re.compile(
+    r"```python\n(?P<code>(?:(?!```).)*?)```(?:(?!```).)*?```text\n(?P<output>.*?)```", re.S
+)
+OUTPUTS = [(path, m) for path in DOCUMENTS for m in SHOWN.finditer(path.read_text())]
+
+
+def printed(code):
+    """What a block prints, with one thread and the seed 0."""
+    torch.manual_seed(0)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(compile(code, "example.py", "exec"), {})
+    return out.getvalue()
+
+
+def without_numbers(text):
+    """Digits differ between machines, and the widths of columns with them."""
+    return re.sub(r"-+|\s+", " ", re.sub(r"-?\d+(\.\d+)?(e[-+]\d+)?", "#", text)).split()
+
+
 CODE = [(path, i) for path in DOCUMENTS for i in range(len(blocks(path)))]
 
 
@@ -30,6 +53,14 @@ CODE = [(path, i) for path in DOCUMENTS for i in range(len(blocks(path)))]
 @pytest.mark.parametrize(("path", "i"), CODE, ids=[f"{relative(p)}-{i}" for p, i in CODE])
 def test_code_runs(path, i):
     exec(compile(blocks(path)[i], relative(path), "exec"), {})
+
+
+@pytest.mark.skipif(torch.__version__[:5] != "2.13.", reason="the documents show torch 2.13")
+@pytest.mark.parametrize(
+    ("path", "shown"), OUTPUTS, ids=[f"{relative(p)}-{m.start()}" for p, m in OUTPUTS]
+)
+def test_outputs_are_what_is_printed(path, shown):
+    assert without_numbers(printed(shown["code"])) == without_numbers(shown["output"])
 
 
 def test_there_is_code():
@@ -72,3 +103,17 @@ def test_every_equation_stands_in_the_table():
     text = (ROOT / "docs" / "equations.md").read_text()
     for number in [*(f"({n})" for n in range(1, 14)), "BP1", "BP2", "BP3", "BP4"]:
         assert f"| {number}" in text, number
+
+
+def write_outputs():
+    """Run by hand, python tests/test_docs.py: put what the blocks print into the documents."""
+    for path in DOCUMENTS:
+        text = path.read_text()
+        for m in reversed(list(SHOWN.finditer(text))):
+            text = text[: m.start("output")] + printed(m["code"]) + text[m.end("output") :]
+        path.write_text(text)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    write_outputs()

@@ -64,7 +64,7 @@ def test_what_is_refused_clearly_is_reported_as_not_run(fn, inputs, question, re
     report = mg.check(fn, *inputs)
     (outcome,) = [o for o in report.not_run if o.case == question]
     assert reason in outcome.message
-    assert question in str(report)
+    assert question in " ".join(str(report).split())
     assert not [o for o in report.outcomes if o.case == question and o.status == "passed"]
 
 

@@ -15,7 +15,7 @@ OLDER = ("triton==3.6.0", "numpy==2.3.5")  # triton 3.6 interprets with numpy < 
 FOLDER = pathlib.Path(sys.prefix) / "triton-3.6"
 COMMANDS = {
     "kernels": ["tests/kernels", "-n", "auto"],
-    "compiled": ["tests/test_compiled_kernels.py"],
+    "compiled": ["tests/compiled"],
 }
 
 
@@ -43,7 +43,7 @@ def main() -> int:
     if importlib.util.find_spec("triton") is None:
         print("kernels: triton is not installed (it exists for Linux only), so nothing to test")
         return 0
-    passed = run(importlib.metadata.version("triton"), ("kernels",))
+    passed = run(importlib.metadata.version("triton"), ("kernels", "compiled"))
     if not installed():
         print("kernels: triton 3.6 could not be installed; pip's message is above")
         return 1

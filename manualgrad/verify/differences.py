@@ -43,6 +43,10 @@ def _told(subject: Subject, check: Any, error: GradcheckError) -> str:
     """What gradcheck says, with the tensors' own names."""
     pair = re.search(r"output (\d+) with respect to input (\d+)", str(error))
     if not pair:
+        batch = re.search(r"For output (\d+) and input (\d+)", str(error))
+        if batch and "vmap" in str(error):
+            of = subject.labels[subject.live[int(batch[2])]]
+            return f"gradient of {of}: for a batch of output gradients it is not what each gives"
         return first_line(error)
     live = [subject.labels[i] for i in subject.live]
     output, by = int(pair[1]), int(pair[2])

@@ -1,6 +1,7 @@
 """What was checked, what was found, and what could not be asked."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -110,15 +111,16 @@ class CheckReport:
         headers = ("judge", "checks", "passed", "findings", "not run", "closest call")
         parts = [table(self.summary(), headers)] if self.outcomes else []
         for i, f in enumerate(self.findings[:MOST], start=1):
-            lines = [f"{i}. {f.judge}, {f.case}: {f.message}"]
+            lines = [wrapped(f"{i}. {f.judge}, {f.case}: {f.message}", "   ")]
             if f.measured is not None and f.allowed is not None:
                 lines.append(f"   measured {f.measured:.2e}, allowed {f.allowed:.2e}")
             parts.append("\n".join(lines))
         if self.findings[MOST:]:
             parts.append(f"... and {len(self.findings) - MOST} more findings")
         if self.not_run:
-            parts.append("Not run:\n" + "\n".join(f"- {line}" for line in self._reasons()))
-        parts += [f"Note: {note}" for note in self.notes]
+            lines = [wrapped(f"- {line}", "  ") for line in self._reasons()]
+            parts.append("\n".join(["Not run:", *lines]))
+        parts += [wrapped(f"Note: {note}", "  ") for note in self.notes]
         return "\n\n".join([*parts, self.verdict])
 
     __repr__ = __str__
@@ -135,6 +137,11 @@ class CheckReport:
             times = f" ({len(who)} times)" if len(who) > len(names) else ""
             lines.append(f"{'; '.join(names)}{times}: {why}")
         return lines
+
+
+def wrapped(text: str, indent: str) -> str:
+    """The text in lines of at most 100 characters."""
+    return textwrap.fill(text, 100, subsequent_indent=indent, break_long_words=False)
 
 
 def closest_call(outcomes: Sequence[Outcome]) -> str:

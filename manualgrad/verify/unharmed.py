@@ -1,6 +1,6 @@
 """Conduct, of memory: who is left unharmed, and whether the same question has the same answer."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ def nothing_is_overwritten(subject: Subject) -> Iterator[Reading]:
         outputs = subject(inputs)
     if subject.writes_inputs:
         watched = []
-    yield from _unchanged(watched, "forward")
+    watched = yield from _unchanged(watched, "forward")
     v = subject.output_gradients(outputs)
     for k, (o, g) in enumerate(zip(outputs, v, strict=True)):
         watched.append((f"output {k}", o.detach(), o.detach().clone()))
@@ -61,12 +61,21 @@ def nothing_is_overwritten(subject: Subject) -> Iterator[Reading]:
     asked = [leaves[i] for i in subject.live]
     for time in ("backward", "a second backward"):
         torch.autograd.grad(outputs, asked, v, retain_graph=True, allow_unused=True)
-        yield from _unchanged(watched, time)
+        watched = yield from _unchanged(watched, time)
 
 
-def _unchanged(watched: list[tuple[str, Tensor, Tensor]], when: str) -> Iterator[Reading]:
+Watched = list[tuple[str, Tensor, Tensor]]  # name, tensor, what it was
+
+
+def _unchanged(watched: Watched, when: str) -> Generator[Reading, None, Watched]:
+    """Yields a reading of each; returns those that are still what they were."""
+    same = []
     for what, tensor, before in watched:
-        yield compare(f"{what}, after {when}", tensor, before, 0.0)
+        reading = compare(f"{what}, after {when}", tensor, before, 0.0)
+        yield reading
+        if not reading.wrong:
+            same.append((what, tensor, before))
+    return same
 
 
 @question("conduct", "a second backward")
@@ -114,7 +123,8 @@ def returned(subject: Subject) -> Iterator[Reading]:
     outputs = subject(leaves)
     v = subject.output_gradients(outputs)
     asked = [leaves[subject.live[k]] for k in own]
-    torch.autograd.grad(outputs, asked, v, retain_graph=True, allow_unused=True)
+    sent = [g.clone() for g in v]
+    torch.autograd.grad(outputs, asked, sent, retain_graph=True, allow_unused=True)
     for k, leaf in zip(own, asked, strict=True):
         name = subject.labels[subject.live[k]]
         yield compare(
@@ -125,7 +135,8 @@ def returned(subject: Subject) -> Iterator[Reading]:
         leaf.grad = None
         leaf.register_hook(lambda g, k=k: seen[k].append(None if g is None else g.clone()))
     for _ in range(2):
-        torch.autograd.backward(outputs, v, retain_graph=True, inputs=asked)
+        sent = [g.clone() for g in v]
+        torch.autograd.backward(outputs, sent, retain_graph=True, inputs=asked)
     for k, leaf in zip(own, asked, strict=True):
         name = subject.label(subject.live[k])
         want, limit = subject.plain.gradients[k], subject.moved.gradients[k]

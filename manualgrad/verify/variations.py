@@ -33,20 +33,25 @@ class Variation:
 def compared(
     subject: Subject, variations: Iterable[Variation], refusals: Any = REFUSALS
 ) -> Iterator[Reading]:
-    """The readings of every variation. Raises NotRun at the end, naming those that were refused."""
-    refused = []
+    """The readings of every variation. Raises NotRun at the end, naming those that were refused.
+
+    What goes wrong in one circumstance is one finding, and so is one exception in several.
+    """
+    refused: list[tuple[str, BaseException]] = []
+    crashed: dict[str, list[str]] = {}
     for variation in variations:
         try:
             got = variation.run()
         except refusals as error:
             refused.append((variation.what, error))
-            continue
         except Exception as error:
-            yield Reading(f"{variation.what}: {crash(error)}")
-            continue
-        readings = list(alike(subject, variation.what, got, variation.want, variation.moved))
-        wrong = [reading for reading in readings if reading.wrong]
-        yield from wrong[:1] or readings  # what went wrong in one circumstance is one finding
+            crashed.setdefault(crash(error), []).append(variation.what)
+        else:
+            readings = list(alike(subject, variation.what, got, variation.want, variation.moved))
+            wrong = [reading for reading in readings if reading.wrong]
+            yield from wrong[:1] or readings
+    for text, names in crashed.items():
+        yield Reading(f"{'; '.join(names)}: {text}")
     if refused:
         raise refusal("fn does not run", refused)
 

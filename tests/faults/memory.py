@@ -64,7 +64,7 @@ def view_of_a_transposed_gradient():
         return Layer.backward(ctx, grad.view(-1).view(grad.shape))
 
     return layer(
-        CONDUCT, "with its output gradient transposed in memory: fn raised RuntimeError", backward
+        CONDUCT, "with its output gradient transposed in memory.*fn raised RuntimeError", backward
     )
 
 

@@ -112,7 +112,19 @@ def test_the_table_in_the_documentation_is_what_compiles(results):
 
     if not triton.__version__.startswith("3.9."):
         pytest.skip(f"the documentation shows triton 3.9; this is {triton.__version__}")
-    text = (pathlib.Path(__file__).parents[1] / "docs" / "kernels.md").read_text()
+    text = (pathlib.Path(__file__).parents[2] / "docs" / "kernels.md").read_text()
     lines = {tuple(map(str.strip, line.strip("|").split("|"))) for line in text.splitlines()}
     for case in compiled.shown_cases():
         assert tuple(map(str, compiled.cells(case, results[case]))) in lines, case
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
+def test_another_number_of_examples_is_another_kernel_only_a_few_times(target):
+    """Nothing is tuned at a call, and lengths that change do not compile anew each time."""
+    x, weight = (torch.empty(n, 1024, dtype=torch.bfloat16, device="meta") for n in (65536, 4096))
+    with launch.rehearse(machine(target)):
+        tiles = {
+            launch.tile_for("linear_act_forward", M, 4096, x[:M], weight)
+            for M in [*range(1, 4097, 7), 8192, 65536]
+        }
+    assert len(tiles) <= 4
