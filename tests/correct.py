@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from faults.planted import B, Layer, W, X, native, normal
+from faults.transforms import Cube
 from torch import nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -13,29 +14,6 @@ import manualgrad as mg
 X32, W32, B32 = X.float(), W.float(), B.float()
 SEQUENCE = normal(2, 4, 8).float()
 CLASSES = torch.tensor([0, 1, 2, 1, 0])
-
-
-class Cube(Function):
-    """x^3 with everything that a Function can have."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x):
-        return x**3
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return 3 * ctx.saved_tensors[0] ** 2 * grad
-
-    @staticmethod
-    def jvp(ctx, tangent):
-        return 3 * ctx.saved_tensors[0] ** 2 * tangent
 
 
 class Opaque(Layer):

@@ -92,9 +92,8 @@ def numeric_gradient(
         basis[k] = scale
         towards: list[Tensor | None] = [None] * len(tensors)
         towards[i] = basis.reshape(shape)
-        result[k] = (
-            slope(along(subject, tensors, towards, v), precision(tensors), 1e-9).value / scale
-        )
+        phi = along(subject, tensors, towards, v)
+        result[k] = slope(phi, precision(tensors), SHOWN).value / scale
     return result.reshape(shape).to(kind.device)
 
 

@@ -32,7 +32,7 @@ def judge(case: Case, judges: Sequence[str], device: str = "cpu") -> CheckReport
         ]
         return _record(case, checks if "kernel" in asked else [])
     fn, inputs, reference = case.build(device)
-    return examine(fn, inputs, None, reference, Settings(asked))
+    return examine(fn, inputs, None, reference, Settings(asked, without=case.without))
 
 
 def _record(case: Case, checks: Sequence[Check]) -> CheckReport:

@@ -35,8 +35,8 @@ class Case:
     operation: as in manualgrad's public names. activation: of every layer, or "relu-gelu-..." one
     each. shape: of the examples. layout: of the input. frozen: names of tensors that require no
     gradient. skip: "around" for x + chain(x). sharing: "depth" for one weight in every layer,
-    "tied" for a weight and its transposed. options: further keywords. judges: those who are asked;
-    quick: those asked when time is short.
+    "tied" for a weight and its transposed. options: further keywords. judges: who are asked;
+    quick: who are asked when time is short. without: questions that other rows ask.
     """
 
     operation: str
@@ -50,6 +50,7 @@ class Case:
     options: tuple[tuple[str, Any], ...] = ()
     judges: tuple[str, ...] = ALL
     quick: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parts = [self.operation, self.activation, "x".join(map(str, self.shape))]
@@ -215,13 +216,14 @@ BUILDERS: dict[str, Callable[[Case, Source], tuple[Callable, tuple, Callable]]] 
 
 def of_activation(name: str) -> Iterator[Case]:
     """Its formulas, one layer, a chain of three, and the operations that it enters: every dtype."""
-    three = f"{name}-tanh-{name}"
+    three, once = f"{name}-tanh-{name}", ("torch.compile",)  # one layer says how sigma is traced
     yield Case("formulas", name, (), judges=FORMULAS, quick=FORMULAS)
     yield Case("linear_act", name)
-    yield Case("mlp", three, quick=NUMBERS)
-    yield Case("mlp", three, options=(("recompute", True),), judges=(*NUMBERS, "conduct"))
+    yield Case("mlp", three, quick=NUMBERS, without=once)
+    recompute = (("recompute", True),)
+    yield Case("mlp", three, options=recompute, judges=(*NUMBERS, "conduct"), without=once)
     for dtype in NARROW:
-        yield Case("linear_act", name, (33,), dtype, judges=(*VALUES, "conduct"))
+        yield Case("linear_act", name, (33,), dtype, judges=(*VALUES, "conduct"), without=once)
         yield Case("mlp", three, (33,), dtype, judges=VALUES, quick=VALUES)
     for operation, dtype in itertools.product(OPERATIONS[:3], (torch.float64, *NARROW)):
         yield Case(operation, name, (), dtype, judges=("kernel",))

@@ -138,7 +138,6 @@ def along(
     tensors: Sequence[Tensor],
     towards: Sequence[Tensor | None],
     v: Sequence[Tensor],
-    callee: Callable | None = None,
 ) -> Callable[[float], tuple[float, float]]:
     """h -> <v, fn(tensors + h towards)> and the size of its summands."""
 
@@ -147,7 +146,7 @@ def along(
             t if u is None else (t + h * u).to(t.dtype)
             for t, u in zip(tensors, towards, strict=True)
         ]
-        return inner(v, subject(subject.leaves(moved, ()), callee))
+        return inner(v, subject(subject.leaves(moved, ())))
 
     return phi
 
