@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from manualgrad import compat, equations
+from manualgrad import backends, compat, composite, equations
+from manualgrad import ops as operators
 from manualgrad.activations import ACTIVATIONS, Activation
 from manualgrad.differentiable import differentiable
-from manualgrad.routed import backend_for
+from manualgrad.ops import backend_for
 
 IDENTITY = ACTIVATIONS["identity"]
 
@@ -42,7 +43,7 @@ class LinearActFunction(Function):
         x, ctx.act, weight, _ = inputs
         ctx.device = output[0].device
         ctx.set_materialize_grads(False)
-        needs_x, _, needs_weight, _ = ctx.needs_input_grad
+        needs_x, _, needs_weight, *_ = ctx.needs_input_grad
         ctx.save_for_backward(
             x if needs_weight else None,
             weight if needs_x else None,
@@ -241,20 +242,29 @@ def _forward_once_more(x: Tensor, chain: Chain, *params: Tensor | None) -> tuple
     return forward_pass(chain, x, params)
 
 
-def shortest_apply(function: type[Function]) -> Callable[..., Any]:
-    """function.apply without its Python prologue, a call of inspect.signature, where that is sound.
+def front_door(function: type[Function], composite: Callable[..., Any]) -> Callable[..., Any]:
+    """function.apply, in the form that is sound where it is called.
 
-    It is not inside torch.func transforms and tracers, which do their work in that prologue.
+    composite computes the same in PyTorch's own operations: for forward mode, wherever PyTorch
+    gets a Function wrong, and for graphs under backend("torch"). Other graphs, of torch.compile and
+    torch.export, hold our operators, which bring their own backward. Otherwise apply's Python
+    prologue, a call of inspect.signature, is left out, but for torch.func, which needs it.
     """
     directly: Callable[..., Any] = getattr(super(Function, function), "apply")  # noqa: B009
 
     def apply(*inputs):
-        if compat.transforms_active() or torch.compiler.is_compiling():
-            return function.apply(*inputs)
-        return directly(*inputs)
+        compiling, transforms = torch.compiler.is_compiling(), compat.transforms_active()
+        if compat.forward_mode() or (compiling and transforms) or compat.tracing_by_jit():
+            return composite(*inputs)
+        if compiling:
+            return (composite if backends.mode() == "torch" else function.forward)(*inputs)
+        return (function.apply if transforms else directly)(*inputs)
 
     return apply
 
 
-linear_act = shortest_apply(LinearActFunction)  # (x, act, weight, bias) -> (a, hidden z if any)
-mlp = shortest_apply(MLPFunction)  # (x, chain, W1, b1, ...) -> (a^L, hidden s...)
+operators.register_autograd(LinearActFunction)
+
+# (x, act, weight, bias) -> (a, hidden z if any);  (x, chain, W1, b1, ...) -> (a^L, hidden s...)
+linear_act = front_door(LinearActFunction, composite.linear_act)
+mlp = front_door(MLPFunction, composite.mlp)

@@ -7,6 +7,7 @@ from typing import Any
 from manualgrad.verify import (  # noqa: F401  each adds its questions to CHECKS, in this order
     adjoint,
     arrivals,
+    calls,
     devices,
     differences,
     extremes,

@@ -30,6 +30,7 @@ def undisturbed() -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autograd.set_detect_anomaly(False))
         for kind in ("cpu", "cuda") if devices else ("cpu",):
             stack.enter_context(torch.autocast(kind, enabled=False))
         try:
@@ -61,6 +62,16 @@ def _determinism() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
         MEMORY.fill_uninitialized_memory = fill
+
+
+def generators() -> tuple:
+    """The states of the generators: another one after anybody drew."""
+    numpy = sys.modules.get("numpy")
+    theirs = numpy.random.get_state() if numpy else ()
+    own = [torch.get_rng_state()]
+    if torch.cuda.is_initialized():
+        own += torch.cuda.get_rng_state_all()
+    return random.getstate(), str(theirs), [bytes(state.tolist()) for state in own]
 
 
 def seed_everything(seed: int) -> None:
