@@ -4,14 +4,14 @@ import contextlib
 import random
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from manualgrad.verify.reach import modules_reached
+from manualgrad.verify.reach import reached
 
 MEMORY: Any = torch.utils.deterministic
 
@@ -46,13 +46,13 @@ def undisturbed() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def buffers_given_back(roots: Iterable[Any]) -> Iterator[None]:
+def buffers_given_back(roots: Any) -> Iterator[None]:
     """The modules that these reach have their buffers again, a running mean, say, on the way out.
 
     What did not change is not written: a graph of the caller's may have saved it. Raises TypeError
     for a lazy module among them: it would stay initialised.
     """
-    modules = modules_reached(roots)
+    modules = reached(roots, nn.Module)
     for module in modules:
         if any(map(is_lazy, (*module.parameters(), *module.buffers()))):
             raise TypeError(

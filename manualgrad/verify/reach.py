@@ -1,32 +1,33 @@
-"""What a function reaches besides its arguments: the modules that it may call, and so change."""
+"""What a function reaches besides its arguments: the modules that it may call, its tensors."""
 
 import contextlib
 import functools
 import sys
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
-from torch import Tensor, nn
-
+Kind = TypeVar("Kind")
 MOST = 10_000  # objects that are looked into, the nearest first
-PLAIN = (Tensor, str, bytes, int, float, complex, type(None), types.ModuleType)
+PLAIN = (str, bytes, int, float, complex, type(None), types.ModuleType)
 OTHERS = sys.stdlib_module_names | {"torch", "numpy", "manualgrad"}  # they read no module of yours
 
 
-def modules_reached(roots: Iterable[Any]) -> list[nn.Module]:
-    """The modules that these hold or name: in closures, globals, containers, attributes, partials.
+def reached(root: Any, kind: type[Kind]) -> list[Kind]:
+    """What of a kind root holds or names: in closures, globals, containers, attributes, partials.
 
-    Functions reached are followed too; a module that a local import brings is not seen.
+    Functions reached are followed too; what a local import brings is not seen.
     """
-    found, seen, waiting = [], {}, deque(roots)
+    found: list[Kind] = []
+    seen: dict[int, Any] = {}
+    waiting = deque([root])
     while waiting and len(seen) < MOST:
         value = waiting.popleft()
         if isinstance(value, PLAIN) or id(value) in seen:
             continue
         seen[id(value)] = value  # kept, so that no other object takes its id
-        if isinstance(value, nn.Module):
+        if isinstance(value, kind):
             found.append(value)
         waiting.extend(_parts(value))
     return found
