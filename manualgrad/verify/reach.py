@@ -53,7 +53,8 @@ def _parts(value: Any) -> Iterator[Any]:
         if not _is_of_others(value):
             yield from (*vars(value).values(), *value.__bases__)
         return
-    yield from getattr(value, "__dict__", {}).values()
+    with contextlib.suppress(Exception):  # it has none, or a __getattr__ that raises
+        yield from vars(value).values()
     yield from _slots(value)
     yield type(value)
 
