@@ -35,18 +35,27 @@ class Scenario(NamedTuple):
     against: Callable[[nn.Module], nn.Module] | None = None
 
 
-def network() -> nn.Sequential:
+class Network(nn.Sequential):
+    """One frame for torch.compile, which takes the modules of a plain Sequential one by one."""
+
+    def forward(self, input):
+        for module in self:
+            input = module(input)
+        return input
+
+
+def network() -> Network:
     """A chain, a layer and a chain: sigma' written in z and in a, and layers without."""
-    return nn.Sequential(
+    return Network(
         mg.nn.MLP([INPUTS, 8, 10], "gelu", out_activation="tanh"),
         mg.nn.Linear(10, 8, activation="silu"),
         mg.nn.MLP([8, 6, 6, OUTPUTS], ["relu", "sigmoid"]),
     ).double()
 
 
-def wide_network() -> nn.Sequential:
+def wide_network() -> Network:
     """Several of DDP's smallest buckets, 1 MiB: torch.compile splits the graph at their limits."""
-    return nn.Sequential(
+    return Network(
         mg.nn.MLP([INPUTS, 400, 400], "gelu", out_activation="tanh"),
         mg.nn.Linear(400, 400, activation="silu"),
         mg.nn.MLP([400, 400, OUTPUTS]),
@@ -118,11 +127,23 @@ def fsdp2_group(model, mesh):
     return fully_shard(model, mesh=mesh)
 
 
+def fsdp2_compiled(model, mesh):
+    for module in model:
+        module.compile(backend="aot_eager")
+    return fsdp2_chains(model, mesh)
+
+
+BF16 = MixedPrecisionPolicy(
+    param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float64
+)
+
+
 def fsdp2_bf16(model, mesh):
-    policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float64
-    )
-    return fsdp2_chains(model, mesh, mp_policy=policy)
+    return fsdp2_chains(model, mesh, mp_policy=BF16)
+
+
+def fsdp2_bf16_layers(model, mesh):
+    return fsdp2_layers(model, mesh, mp_policy=BF16)
 
 
 class Checkpointed(nn.Module):
@@ -135,7 +156,7 @@ class Checkpointed(nn.Module):
 
 
 def fsdp2_checkpointed(model, mesh):
-    return fsdp2_chains(nn.Sequential(*map(Checkpointed, model)), mesh)
+    return fsdp2_chains(Network(*map(Checkpointed, model)), mesh)
 
 
 def as_torchs(model: nn.Module) -> nn.Module:
@@ -172,6 +193,10 @@ def tensor_parallel(model, mesh):
     return parallelize_module(model, mesh, {"0": ColwiseParallel(), "1": RowwiseParallel()})
 
 
+def tensor_parallel_compiled(model, mesh):
+    return torch.compile(tensor_parallel(model, mesh), backend="aot_eager")
+
+
 def tensor_parallel_mlp(model, mesh):
     """The same inside a chain, whose layers have hooks then and are called one by one."""
     plan = {"layers.0": ColwiseParallel(), "layers.1": RowwiseParallel()}
@@ -192,6 +217,20 @@ class LinearAct(nn.Module):
 
     def forward(self, x):
         return mg.linear_act(x, self.weight, self.bias, self.activation)
+
+
+class Penalised(nn.Module):
+    """A chain and the squared gradient of its input: training needs second derivatives."""
+
+    def __init__(self):
+        super().__init__()
+        self.chain = chain()
+
+    def forward(self, x):
+        x = x.detach().requires_grad_()
+        a = self.chain(x)
+        (grad_x,) = torch.autograd.grad(a.square().sum(), x, create_graph=True)
+        return a + grad_x.square().sum(1, keepdim=True)
 
 
 def distributed_as(**placements):
@@ -220,6 +259,17 @@ def distributed_as(**placements):
 
 ROWS, COLUMNS = Shard(0), Shard(1)  # of a weight: outputs, inputs
 
+on_rows = distributed_as(input=Shard(1), weight=COLUMNS)
+alternating = distributed_as(layers_0_weight=ROWS, layers_0_bias=ROWS, layers_1_weight=COLUMNS)
+penalised = distributed_as(
+    chain_layers_0_weight=ROWS, chain_layers_0_bias=ROWS, chain_layers_1_weight=COLUMNS
+)
+
+
+def compiled_chain(model, mesh):
+    return torch.compile(alternating(model, mesh), backend="aot_eager")
+
+
 ALL = {
     "ddp": Scenario(network, ddp),
     "ddp_static_graph": Scenario(network, ddp_static_graph),
@@ -231,29 +281,20 @@ ALL = {
     "fsdp2_whole": Scenario(chain, fsdp2_whole),
     "fsdp2_recompute": Scenario(recomputing_chain, fsdp2_whole),
     "fsdp2_group": Scenario(chain, fsdp2_group),
+    "fsdp2_compiled": Scenario(network, fsdp2_compiled),
     "fsdp2_bf16": Scenario(network, fsdp2_bf16, against=as_torchs),
+    "fsdp2_bf16_layers": Scenario(network, fsdp2_bf16_layers, against=as_torchs),
     "fsdp2_checkpointed": Scenario(network, fsdp2_checkpointed),
-    "tensor_parallel": Scenario(two_layers, tensor_parallel, splits_batch=False),
-    "tensor_parallel_mlp": Scenario(chain, tensor_parallel_mlp, splits_batch=False),
-    "dtensor_data": Scenario(
-        lambda: LinearAct("gelu"), distributed_as(input=Shard(0)), splits_batch=False
-    ),
+    "tensor_parallel": Scenario(two_layers, tensor_parallel, False),
+    "tensor_parallel_compiled": Scenario(two_layers, tensor_parallel_compiled, False),
+    "tensor_parallel_mlp": Scenario(chain, tensor_parallel_mlp, False),
+    "dtensor_data": Scenario(lambda: LinearAct("gelu"), distributed_as(input=Shard(0)), False),
     "dtensor_columns": Scenario(
-        lambda: LinearAct("gelu"), distributed_as(weight=ROWS, bias=ROWS), splits_batch=False
+        lambda: LinearAct("gelu"), distributed_as(weight=ROWS, bias=ROWS), False
     ),
-    "dtensor_rows": Scenario(
-        lambda: LinearAct("tanh"),
-        distributed_as(input=Shard(1), weight=COLUMNS),
-        splits_batch=False,
-    ),
-    "dtensor_rows_z": Scenario(
-        lambda: LinearAct("gelu"),
-        distributed_as(input=Shard(1), weight=COLUMNS),
-        splits_batch=False,
-    ),
-    "dtensor_chain": Scenario(
-        chain,
-        distributed_as(layers_0_weight=ROWS, layers_0_bias=ROWS, layers_1_weight=COLUMNS),
-        splits_batch=False,
-    ),
+    "dtensor_rows": Scenario(lambda: LinearAct("tanh"), on_rows, False),
+    "dtensor_rows_z": Scenario(lambda: LinearAct("gelu"), on_rows, False),
+    "dtensor_chain": Scenario(chain, alternating, False),
+    "dtensor_chain_compiled": Scenario(chain, compiled_chain, False),
+    "dtensor_second_order": Scenario(Penalised, penalised, False),
 }

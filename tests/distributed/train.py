@@ -2,7 +2,7 @@
 
 Usage: torchrun --nproc-per-node 2 tests/distributed/train.py [SCENARIO ...]
 
-Runs every scenario, or those named: gloo on CPUs, NCCL where each process has a GPU. A scenario
+Runs every scenario, or those named, with up to 4 processes: gloo on CPUs, NCCL where each has a GPU. A scenario
 hands a small model to torch's engine, trains it for a few steps, and compares the gradients of each
 step and the parameters in the end with those of the same model, trained by one process. Prints one
 line per scenario: ok or FAILED, its name, the largest difference (relative to the largest number
@@ -12,6 +12,7 @@ single layers. Exit status 1 if one failed.
 
 import copy
 import datetime
+import faulthandler
 import os
 import sys
 import traceback
@@ -28,6 +29,7 @@ from torch.distributed.tensor import DTensor
 STEPS, BATCH = 3, 8
 TOLERANCE = 1e-12  # float64: only the order of sums differs
 PATIENCE = datetime.timedelta(seconds=60)  # of a process whose neighbour has failed
+LIMIT = 120  # seconds for a scenario, whatever it waits for
 OURS = {"MLPFunctionBackward": "chains", "LinearActFunctionBackward": "layers"}
 
 
@@ -57,6 +59,7 @@ def start() -> DeviceMesh:
 
 def passes(name: str, scenario: Scenario, mesh: DeviceMesh) -> bool:
     """Runs one scenario on every process, prints what the worst of them saw."""
+    faulthandler.dump_traceback_later(LIMIT, exit=True)
     try:
         difference, allowed, nodes = run(scenario, mesh)
     except Exception as error:
@@ -69,7 +72,7 @@ def passes(name: str, scenario: Scenario, mesh: DeviceMesh) -> bool:
     passed = difference <= allowed
     if dist.get_rank() == 0:
         word = "ok" if passed else "FAILED"
-        print(f"{word:7}{name:20}{difference:.1e} <= {allowed:.1e}  {nodes}", flush=True)
+        print(f"{word:7}{name:26}{difference:.1e} <= {allowed:.1e}  {nodes}", flush=True)
     return passed
 
 
