@@ -2,12 +2,12 @@
 
 Usage: torchrun --nproc-per-node 2 tests/distributed/train.py [SCENARIO ...]
 
-Runs every scenario, or those named, with up to 4 processes: gloo on CPUs, NCCL where each has a GPU. A scenario
-hands a small model to torch's engine, trains it for a few steps, and compares the gradients of each
-step and the parameters in the end with those of the same model, trained by one process. Prints one
-line per scenario: ok or FAILED, its name, the largest difference (relative to the largest number
-of that tensor), what is allowed, and the nodes that the autograd graph has of ours: chains and
-single layers. Exit status 1 if one failed.
+Runs every scenario, or those named, with up to 4 processes: gloo on CPUs, NCCL where each has a GPU.
+A scenario hands a small model to torch's engine, trains it for a few steps, and compares the
+gradients of each step and the parameters in the end with those of the same model, trained by one
+process. Prints one line per scenario: ok or FAILED, its name, the largest difference (relative to
+the largest number of that tensor), what is allowed, and the nodes of ours in the autograd graph,
+chains and single layers. Exit status 1 if one failed.
 """
 
 import copy
