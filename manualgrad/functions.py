@@ -7,7 +7,8 @@ Gradients of gradients. Besides a^L the node returns, hidden from the caller, th
 keeps. When backward itself is to be differentiated (create_graph=True) it runs on the reference
 equations with the s^l as variables; the adjoint that this sends to a hidden s^l is added where s^l
 was made, as any successor's is (eq. 13). Second and higher derivatives thus need no rule of their
-own beyond sigma'', and no second forward pass.
+own beyond sigma'', and no second forward pass. A graph that torch.compile traced has no second
+derivatives: what it sends to a hidden s^l is zero, and ctx.traced says to leave that out.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,7 +42,7 @@ class LinearActFunction(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
         x, ctx.act, weight, _ = inputs
-        ctx.device = output[0].device
+        ctx.device, ctx.traced = output[0].device, torch.compiler.is_compiling()
         ctx.set_materialize_grads(False)
         needs_x, _, needs_weight, *_ = ctx.needs_input_grad
         ctx.save_for_backward(
@@ -55,6 +56,8 @@ class LinearActFunction(Function):
         if compat.any_autocast() and compat.autocast_dtype(ctx.device) is not None:
             with without_autocast(ctx):
                 return LinearActFunction.backward(ctx, grad_a, grad_z)
+        if ctx.traced:
+            grad_z = None
         if grad_a is None and grad_z is None:
             return None, None, None, None
         act, (needs_x, _, needs_weight, needs_bias) = ctx.act, ctx.needs_input_grad
@@ -188,6 +191,7 @@ class MLPFunction(Function):
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
         x, chain, *params = inputs
         ctx.chain, ctx.device = chain, output[0].device
+        ctx.traced = torch.compiler.is_compiling()
         ctx.set_materialize_grads(False)
         if chain.recompute:
             ctx.save_for_backward(x, *params)
@@ -200,6 +204,8 @@ class MLPFunction(Function):
         if compat.any_autocast() and compat.autocast_dtype(ctx.device) is not None:
             with without_autocast(ctx):
                 return MLPFunction.backward(ctx, grad_a, *grad_s)
+        if ctx.traced:
+            grad_s = (None,) * len(grad_s)
         chain, needs = ctx.chain, ctx.needs_input_grad
         top = chain.depth  # the highest layer that an adjoint arrives at
         if grad_a is None:  # only hidden s^l were used, by a derivative of a derivative
