@@ -216,12 +216,14 @@ BUILDERS: dict[str, Callable[[Case, Source], tuple[Callable, tuple, Callable]]] 
 
 def of_activation(name: str) -> Iterator[Case]:
     """Its formulas, one layer, a chain of three, and the operations that it enters: every dtype."""
-    three, once = f"{name}-tanh-{name}", ("torch.compile",)  # one layer says how sigma is traced
+    three = f"{name}-tanh-{name}"
+    once = ("torch.compile", "forward over reverse")  # a chain is there a row of such layers
     yield Case("formulas", name, (), judges=FORMULAS, quick=FORMULAS)
     yield Case("linear_act", name)
     yield Case("mlp", three, quick=NUMBERS, without=once)
     recompute = (("recompute", True),)
-    yield Case("mlp", three, options=recompute, judges=(*NUMBERS, "conduct"), without=once)
+    backward = (*once, "forward mode", "forward mode against backward")  # nothing is kept for it
+    yield Case("mlp", three, options=recompute, judges=(*NUMBERS, "conduct"), without=backward)
     for dtype in NARROW:
         yield Case("linear_act", name, (33,), dtype, judges=(*VALUES, "conduct"), without=once)
         yield Case("mlp", three, (33,), dtype, judges=VALUES, quick=VALUES)

@@ -107,11 +107,12 @@ def _determinism() -> Iterator[None]:
 def generators() -> tuple:
     """The states of the generators: another one after anybody drew."""
     numpy = sys.modules.get("numpy")
-    theirs = numpy.random.get_state() if numpy else ()
+    theirs = numpy.random.get_state(legacy=False)["state"] if numpy else {}
     own = [torch.get_rng_state()]
     if torch.cuda.is_initialized():
         own += torch.cuda.get_rng_state_all()
-    return random.getstate(), str(theirs), [bytes(state.tolist()) for state in own]
+    state = {name: getattr(value, "tolist", lambda v=value: v)() for name, value in theirs.items()}
+    return random.getstate(), state, [s.view(torch.int64).tolist() for s in own]
 
 
 def seed_everything(seed: int) -> None:
