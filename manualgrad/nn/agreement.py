@@ -25,12 +25,17 @@ class Example:
 
     def __init__(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]):
         self.model, self.args, self.kwargs = model, args, kwargs
+        self.through_inputs = True  # ask for the inputs' gradients too
         self.before: dict[str, Tensor | None] = {}
         self.allowed: dict[str, float] = {}
 
     def remember(self) -> None:
         """Measure the model as it is, and how far a difference of the last digit carries."""
-        self.before = self.results()
+        try:
+            self.before = self.results()
+        except RuntimeError:  # some models write to their inputs, or set flags of theirs
+            self.through_inputs = False
+            self.before = self.results()
         with moved_by_a_digit(self.model):
             moved = self.results()
         for name, result in self.before.items():
@@ -63,12 +68,15 @@ class Example:
         """One run, forward and backward."""
         copies: dict[int, Tensor] = {}
         args, kwargs = _copied(self.args, copies), _copied(self.kwargs, copies)
+        inputs = [t for t in copies.values() if self.through_inputs and t.dtype in FLOATING]
+        for tensor in inputs:
+            tensor.requires_grad_()
         torch.clear_autocast_cache()  # it may hold the parameters as they were
         with undisturbed(self.model), torch.enable_grad():
             output = self.model(*args, **kwargs)
             outputs = [t for t in tensors(output) if t.dtype in FLOATING]
             named = {f"output {i}": t.detach() for i, t in enumerate(outputs)}
-            return {**named, **self._gradients(outputs, list(copies.values()))}
+            return {**named, **self._gradients(outputs, inputs)}
 
     def _gradients(self, outputs: list[Tensor], inputs: list[Tensor]) -> dict[str, Tensor | None]:
         wrt = {f"gradient of input {i}": t for i, t in enumerate(inputs)}
@@ -133,12 +141,10 @@ def moved_by_a_digit(model: nn.Module) -> Iterator[None]:
 
 
 def _copied(value: Any, copies: dict[int, Tensor]) -> Any:
-    """The same lists, tuples and dictionaries, the floating tensors in them as new leaves."""
+    """The same lists, tuples and dictionaries, with copies of the tensors in them."""
     if isinstance(value, Tensor):
-        if value.dtype not in FLOATING:
-            return value
         if id(value) not in copies:
-            copies[id(value)] = value.detach().clone().requires_grad_()
+            copies[id(value)] = value.detach().clone()
         return copies[id(value)]
     if type(value) is dict:
         return {key: _copied(item, copies) for key, item in value.items()}
