@@ -47,8 +47,8 @@ class Example:
         """What differs from what was remembered, the worst of it, in words; None if nothing."""
         try:
             now = self.results()
-        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-            return f"the patched model fails on the example: {str(error).splitlines()[0]}"
+        except Exception as error:
+            return f"the patched model fails on the example: {str(error)[:200]}"
         if now.keys() != self.before.keys():
             return "the example's output has another form"
         worst, said = 1.0, None
@@ -67,7 +67,7 @@ class Example:
     def results(self) -> dict[str, Tensor | None]:
         """One run, forward and backward."""
         copies: dict[int, Tensor] = {}
-        args, kwargs = _copied(self.args, copies), _copied(self.kwargs, copies)
+        args, kwargs = copied(self.args, copies), copied(self.kwargs, copies)
         inputs = [t for t in copies.values() if self.through_inputs and t.dtype in FLOATING]
         for tensor in inputs:
             tensor.requires_grad_()
@@ -103,7 +103,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     drawn, numpy_drawn = random.getstate(), numpy and numpy.random.get_state()
     kind = next((d.type for d in devices if d.type != "meta"), "cuda")
     indices = [d.index for d in devices if d.type == kind]
-    with torch.random.fork_rng(indices, device_type=kind) if indices else _cpu_fork():
+    with torch.random.fork_rng(indices, device_type=kind):
         try:
             yield
         finally:
@@ -114,12 +114,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 module._buffers.update(own)
             with torch.no_grad():
                 for buffer, value in values.items():
-                    if buffer._version and not torch.equal(buffer, value):
+                    if not torch.equal(buffer, value):
                         buffer.copy_(value)
-
-
-def _cpu_fork() -> Any:
-    return torch.random.fork_rng([])
 
 
 @contextmanager
@@ -140,16 +136,16 @@ def moved_by_a_digit(model: nn.Module) -> Iterator[None]:
                 parameter.copy_(value)
 
 
-def _copied(value: Any, copies: dict[int, Tensor]) -> Any:
+def copied(value: Any, copies: dict[int, Tensor]) -> Any:
     """The same lists, tuples and dictionaries, with copies of the tensors in them."""
     if isinstance(value, Tensor):
         if id(value) not in copies:
             copies[id(value)] = value.detach().clone()
         return copies[id(value)]
     if type(value) is dict:
-        return {key: _copied(item, copies) for key, item in value.items()}
+        return {key: copied(item, copies) for key, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)([_copied(item, copies) for item in value])
+        return type(value)([copied(item, copies) for item in value])
     return value
 
 

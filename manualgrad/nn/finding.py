@@ -5,6 +5,7 @@ shows (manualgrad.nn.reading). A run that was observed adds what happens in othe
 away what it contradicts.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +16,8 @@ from manualgrad.nn.finds import Find, HeldFind, ModuleFind, NeighbourFind
 from manualgrad.nn.layout import SCRIPTED, Layout, Selection, refusal_of_activation
 from manualgrad.nn.observing import Observation, Use
 from manualgrad.nn.report import Entry
+
+SHARED = "its activation is shared: it also works on what is not fused with it"
 
 
 class Finder:
@@ -28,6 +31,7 @@ class Finder:
         self.neighbours: dict[nn.Module, list[NeighbourFind]] = {}
         self.paired: dict[nn.Module, nn.Module] = {}  # layer -> the module of its activation
         self.held: dict[nn.Module, HeldFind] = {}
+        self.followed: dict[Any, set[nn.Module]] = {}  # activation -> all layers read before it
         self.believed: set[str] = set()  # places of layers and activations in pairs that were read
         self.reasons: dict[nn.Module, tuple[str, str]] = {}  # layer -> activation, why not
 
@@ -76,7 +80,8 @@ class Finder:
             if record is None:
                 continue
             if not isinstance(linear, nn.Linear):
-                self.reasons.setdefault(linear, (str(record), "its weight is transposed"))
+                why = self.layout.refusal(linear) or "a chain takes torch.nn.Linear only"
+                self._refuse(linear, act, why)
                 continue
             find = NeighbourFind(
                 self.layout.child_paths(seq, name)[0],
@@ -94,19 +99,25 @@ class Finder:
         names = frozenset([*acts, *held])
         for name, of in reading.applied(type(module), frozenset(layers), names).items():
             linear, act = module._modules[name], module._modules.get(of)
-            if not isinstance(linear, nn.Module) or not self._wants(linear):
+            if linear is None:
+                continue
+            self.followed.setdefault(act or (module, of), set()).add(linear)
+            if not self._wants(linear):
                 continue
             self.believed |= {*self.layout.child_paths(module, name)}
             if act is not None:
                 self.believed |= {*self.layout.child_paths(module, of)}
                 if self.paired.setdefault(linear, act) is not act:
                     self._refuse(linear, act, "it is used in two places, with two activations")
-            elif self._record(linear, held[of]) is not None:
-                record = known.record_of(held[of])
-                where = f"{self.layout.child_paths(module, of)[0]}, a function"
-                path = self.layout.child_paths(module, name)[0]
+            else:
                 self.held[linear] = HeldFind(
-                    path, linear, held[of], record, where, holder=module, attribute=of
+                    self.layout.child_paths(module, name)[0],
+                    linear,
+                    held[of],
+                    known.record_of(held[of]),
+                    f"{self.layout.child_paths(module, of)[0]}, a function",
+                    holder=module,
+                    attribute=of,
                 )
 
     def _heed(self, layer: nn.Module, seen: Observation) -> None:
@@ -130,7 +141,9 @@ class Finder:
         self.held.pop(layer, None)
         others = sorted(str(taker) for taker in takers if not isinstance(taker, nn.Module))
         if acts:
-            why = f"its output goes to {', '.join(others)} too" if others else "it has several uses"
+            why = (
+                f"its output also goes to {', '.join(others)}" if others else "it is used twice"
+            )
             self._refuse(layer, acts[0], why)
         elif functions and self._wants(layer):
             (name, *_) = sorted(functions)
@@ -140,24 +153,30 @@ class Finder:
             self.reasons.setdefault(layer, (name, why))
 
     def _group(self, seen: Observation | None) -> None:
-        """Finds that share an activation module stand or fall together."""
+        """Finds that share an activation stand or fall together."""
+        for layer in self.paired.keys() & (self.neighbours.keys() | self.held.keys()):
+            self._refuse(layer, self.paired[layer], "it is used in two places, in two ways")
         shared: dict[nn.Module, list[nn.Module]] = {}
         for layer, act in self.paired.items():
             shared.setdefault(act, []).append(layer)
-        for finds in list(self.neighbours.values()):
-            for find in finds:
-                if find.act in shared and find in self.neighbours.get(find.linear, ()):
-                    del self.neighbours[find.linear]
-                    shared[find.act].append(find.linear)
-                    self.paired[find.linear] = find.act
-                    if seen is None or find.linear not in seen.uses:
-                        self._refuse(find.linear, find.act, "its activation is used elsewhere too")
+        for layer, finds in list(self.neighbours.items()):
+            uses = seen.uses.get(layer, []) if seen is not None else []
+            acts = {find.act for find in finds} & shared.keys()
+            if acts and uses and all(use.consumers == [*acts] for use in uses):
+                shared[finds[0].act].append(layer)  # its activation will be passed over
+                del self.neighbours[layer]
         for act, layers in shared.items():
             self._settle(act, layers, seen)
+        together: dict[Any, list[Find]] = {}
         for find in self.held.values():
             if self._stands_elsewhere(find.linear):
                 self._refuse(find.linear, find.act, "it stands in several places of the model")
-            self._accept([find])
+            together.setdefault((find.holder, find.attribute), []).append(find)
+        for key, held in together.items():
+            if not self.followed[key].issubset(find.linear for find in held):
+                for find in held:
+                    self._refuse(find.linear, find.act, SHARED)
+            self._accept(held)
         for finds in self.neighbours.values():
             for find in finds:
                 why = refusal_of_activation(find.act)
@@ -169,17 +188,19 @@ class Finder:
 
     def _settle(self, act: nn.Module, layers: list[nn.Module], seen: Observation | None) -> None:
         """Accept or refuse all the layers that an activation module follows."""
-        foreign = any(act in m.__dict__.get("_fused_children", ()) for m in self.layout.places)
+        foreign = not self.followed.get(act, set()).issubset(layers)
+        foreign |= any(find.act is act for finds in self.neighbours.values() for find in finds)
+        foreign |= any(act in m.__dict__.get("_fused_children", ()) for m in self.layout.places)
         if seen is None or act not in seen.called:
             foreign |= self._stands_elsewhere(act)
         else:
             after = {l for l, uses in seen.uses.items() if any(act in u.consumers for u in uses)}
             foreign |= act in seen.foreign or not after.issubset(layers)
-        finds = []
+        finds: list[Find] = []
         for layer in layers:
             record = self._record(layer, act)
             if foreign:
-                self._refuse(layer, act, "its activation also works on what is no such layer's")
+                self._refuse(layer, act, SHARED)
             elif (seen is None or layer not in seen.uses) and self._stands_elsewhere(layer):
                 self._refuse(layer, act, "it stands in several places of the model")
             elif refusal_of_activation(act) is not None:
@@ -189,7 +210,7 @@ class Finder:
                 finds.append(ModuleFind(self.layout.path(layer), layer, act, record, where))
         self._accept(finds)
 
-    def _accept(self, finds: list[Find]) -> None:
+    def _accept(self, finds: Sequence[Find]) -> None:
         """Unless one of them is refused; then all are."""
         for find in finds:
             why = self.layout.refusal(find.linear)
@@ -201,7 +222,7 @@ class Finder:
                 why = f"its activation is shared with {bad[0].path}, which is refused"
                 self._refuse(find.linear, find.act, why)
         if finds and not bad:
-            self.groups.append(finds)
+            self.groups.append(list(finds))
 
     def _stands_elsewhere(self, module: nn.Module) -> bool:
         return not self.believed.issuperset(self.layout.places[module])

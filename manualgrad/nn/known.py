@@ -86,9 +86,9 @@ def record_of_call(function: Callable[..., Any], keywords: dict[str, Any]) -> Ac
     return activation_of(function, "patch")
 
 
-def record_or_none(module: nn.Module | None) -> Activation | None:
-    """The record of an activation module, None for any other module."""
+def record_or_none(spec: Any) -> Activation | None:
+    """The record of an activation module or function, None for anything else."""
     try:
-        return None if module is None else record_of(module)
+        return None if spec is None else record_of(spec)
     except (TypeError, ValueError):
         return None

@@ -109,8 +109,10 @@ class Selection:
 
 
 def _rule(name: str, given: Any) -> Callable[[str, nn.Module], bool] | None:
-    if given is None or callable(given):
-        return given
+    if given is None:
+        return None
+    if callable(given):
+        return lambda path, module: bool(given(path, module))
     if isinstance(given, str) or not all(isinstance(pattern, str) for pattern in given):
         raise TypeError(
             f"manualgrad.patch: {name} must be a list of patterns such as ['encoder.*'], or a "

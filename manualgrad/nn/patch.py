@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from manualgrad.nn import swaps
-from manualgrad.nn.agreement import Example, undisturbed
+from manualgrad.nn.agreement import Example, copied, undisturbed
 from manualgrad.nn.finding import Finder
 from manualgrad.nn.finds import Find
 from manualgrad.nn.layout import Layout, Selection
@@ -42,7 +42,8 @@ def patch(
     Returns a PatchReport: ``replaced`` and ``refused``, entries with path, activation and reason.
     It prints as a table; its length is the number of layers fused.
 
-    Raises TypeError for what is no model or no pattern, and whatever the model raises on the
+    Raises TypeError for what is no model or no pattern, ValueError for an example on a model whose
+    parameters are on the meta device, and whatever the model raises on the
     example; the model is then as it was.
     """
     if not isinstance(model, nn.Module):
@@ -56,6 +57,11 @@ def patch(
             finder.find()
             _apply(finder.groups)
             return PatchReport(_entries(finder.groups), finder.refused, notes)
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise ValueError(
+                "manualgrad.patch: parameters on the meta device give nothing to compare; patch "
+                "without an example"
+            )
         finder.find(_observed(finder, model, example_inputs, example_kwargs))
         refused = finder.refused
         kept = finder.groups
@@ -105,6 +111,8 @@ def _observed(finder: Finder, model: nn.Module, args: tuple, kwargs: dict) -> Ob
     if not layers:
         return None
     with undisturbed(model):
+        copies = {}
+        args, kwargs = copied(args, copies), copied(kwargs, copies)
         return observe(model, args, kwargs, layers, finder.activations())
 
 

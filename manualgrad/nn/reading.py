@@ -35,7 +35,7 @@ def applied(cls: type, layers: frozenset[str], acts: frozenset[str]) -> dict[str
             tree = ast.parse(source)
         except (OSError, TypeError, SyntaxError):
             return {}
-        _read(tree, calls, uses)
+        _read(_with_self(tree), calls, uses)
     sound = {}
     for layer, after in calls.items():
         (act,) = after if len(after) == 1 else (None,)
@@ -67,6 +67,17 @@ def _names(code: CodeType) -> set[str]:
         elif isinstance(constant, str):
             names.add(constant)
     return names
+
+
+def _with_self(tree: ast.Module) -> ast.Module:
+    """The same method, its first parameter called self."""
+    function = tree.body[0]
+    if isinstance(function, ast.FunctionDef) and function.args.args:
+        first = function.args.args[0].arg
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name) and node.id == first:
+                node.id = "self"
+    return tree
 
 
 def _read(tree: ast.AST, calls: dict[str, set[str | None]], uses: dict[str, set[str | None]]):

@@ -5,7 +5,6 @@ state_dict stay. What it needs to know stands in the instance, so that copies an
 patched model are patched models, and ``restore`` needs nothing but the module.
 """
 
-import copyreg
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ class Swapped:
     def __reduce_ex__(self, protocol: Any) -> Any:
         """As the original class does it, but for the class: no import would find ours."""
         make, arguments, *rest = cast(tuple, super().__reduce_ex__(protocol))
-        if make is copyreg.__newobj__ and arguments == (type(self),):
+        if arguments == (type(self),):  # make is copyreg's: cls.__new__(cls)
             make, arguments = _new, (type(self).__mro__[1], self.original)
         return make, arguments, *rest
 
@@ -44,7 +43,7 @@ def swapped_class(how: type[Swapped], original: type) -> type:
 
 
 def _new(how: type[Swapped], original: type) -> Any:
-    cls = swapped_class(how, original)
+    cls: Any = swapped_class(how, original)
     return cls.__new__(cls)
 
 
@@ -56,7 +55,7 @@ def swap(module: nn.Module, how: type[Swapped], **state: Any) -> None:
 
 def restore(module: nn.Module) -> None:
     """Give a swapped module its own class back."""
-    cls = type(module)
+    cls: Any = type(module)
     module.__class__ = cls.original
     for name in cls.state:
         module.__dict__.pop(name, None)
