@@ -68,11 +68,12 @@ class Finder:
         children = [*seq._modules.items(), ("", None)]
         pairs, bare = [], set()
         for (name, child), (_, after) in pairwise(children):
-            if name in fused or child is None or not self._wants(child):
+            layer = known.is_linear(child) or known.is_quantised(child)
+            if name in fused or not layer or not self._wants(child):
                 continue
-            if known.is_activation(after) and (known.is_linear(child) or known.is_quantised(child)):
+            if known.is_activation(after):
                 pairs.append((name, child, after))
-            elif known.is_linear(child) and self.layout.refusal(child) is None:
+            elif self.layout.refusal(child) is None:
                 bare.add(name)
         for name, linear, act in pairs:
             record = self._record(linear, act)
@@ -141,9 +142,7 @@ class Finder:
         self.held.pop(layer, None)
         others = sorted(str(taker) for taker in takers if not isinstance(taker, nn.Module))
         if acts:
-            why = (
-                f"its output also goes to {', '.join(others)}" if others else "it is used twice"
-            )
+            why = f"its output also goes to {', '.join(others)}" if others else "it is used twice"
             self._refuse(layer, acts[0], why)
         elif functions and self._wants(layer):
             (name, *_) = sorted(functions)
@@ -198,8 +197,10 @@ class Finder:
             foreign |= act in seen.foreign or not after.issubset(layers)
         finds: list[Find] = []
         for layer in layers:
-            record = self._record(layer, act)
-            if foreign:
+            record, why = self._record(layer, act), self.layout.refusal(layer)
+            if why is not None:
+                self._refuse(layer, act, why)
+            elif foreign:
                 self._refuse(layer, act, SHARED)
             elif (seen is None or layer not in seen.uses) and self._stands_elsewhere(layer):
                 self._refuse(layer, act, "it stands in several places of the model")

@@ -56,7 +56,7 @@ def patch(
         if not (example_inputs or example_kwargs):
             finder.find()
             _apply(finder.groups)
-            return PatchReport(_entries(finder.groups), finder.refused, notes)
+            return _report(finder, finder.groups, finder.refused, notes)
         if any(parameter.is_meta for parameter in model.parameters()):
             raise ValueError(
                 "manualgrad.patch: parameters on the meta device give nothing to compare; patch "
@@ -70,7 +70,7 @@ def patch(
             example.remember()
             kept, different = _agreeing(example, kept)
             refused = [*refused, *different]
-        return PatchReport(_entries(kept), refused, notes)
+        return _report(finder, kept, refused, notes)
 
 
 def unpatch(model: nn.Module) -> UnpatchReport:
@@ -150,6 +150,13 @@ def _undo(groups: list[list[Find]]) -> None:
             find.undo()
 
 
-def _entries(groups: list[list[Find]]) -> list[Entry]:
+def _report(finder: Finder, groups: list[list[Find]], refused: list[Entry], notes: list[str]):
+    """In the order in which the layers stand in the model."""
     finds = [find for group in groups for find in group]
-    return [Entry(find.path, str(find.record), find.fused_with) for find in finds]
+    replaced = [Entry(find.path, str(find.record), find.fused_with) for find in finds]
+    places = [place for places in finder.layout.places.values() for place in places]
+    order = {place: i for i, place in enumerate(places)}
+    replaced, refused = (
+        sorted(entries, key=lambda entry: order[entry.path]) for entries in (replaced, refused)
+    )
+    return PatchReport(replaced, refused, notes)
