@@ -56,6 +56,6 @@ class UnpatchReport:
         if not self.restored:
             return "nothing to restore: the model was not patched"
         many = len(self.restored)
-        return f"{many} module{'s' * (many != 1)} restored: {', '.join(self.restored)}"
+        return f"{many} module{'s' * (many != 1)} restored"
 
     __repr__ = __str__
