@@ -4,9 +4,9 @@ Usage: python tools/environment.py VENV CONSTRAINTS
 
 Installs this repository, editable, with its dev extra and the pinned versions of CONSTRAINTS. A
 torch that is already there is kept, whatever its version and build (from 2.11 on): one in VENV, one
-that the interpreter sees, or one that PIP_CONSTRAINT names. Then torch and triton are not pinned. The
-libraries whose models the tests patch need the pinned torch: beside another one they are left out, and
-those tests are skipped.
+that the interpreter sees, or one that PIP_CONSTRAINT names. Then torch and triton are not pinned.
+The libraries whose models the tests patch need the pinned torch: beside another they are left out,
+and those tests skipped.
 """
 
 import os
