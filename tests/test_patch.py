@@ -250,6 +250,14 @@ def test_two_threads_patch_two_models():
     assert [len(report) for report in reports] == [5, 5]
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_whatever_mode_the_caller_is_in(mode):
+    with mode():
+        assert len(mg.patch(nn.Sequential(Mlp(), chain()), inputs())) == 3
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert len(mg.patch(nn.Sequential(Mlp(), chain()), inputs())) == 3
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Dynamo's, about Functions
 def test_a_patched_model_compiles_and_transforms():
     for net in (Mlp(), chain(), encoder()):

@@ -55,7 +55,7 @@ class Finder:
                 self._read(module)
         if observation is not None:
             for layer in self.layers():
-                if layer in observation.uses:
+                if layer in observation.uses and self._wants(layer):
                     self._heed(layer, observation)
         self._note_scripted()
         self._group(observation)
@@ -73,7 +73,7 @@ class Finder:
                 continue
             if known.is_activation(after):
                 pairs.append((name, child, after))
-            elif self.layout.refusal(child) is None:
+            elif isinstance(child, nn.Linear) and self.layout.refusal(child) is None:
                 bare.add(name)
         for name, linear, act in pairs:
             record = self._record(linear, act)
@@ -131,9 +131,8 @@ class Finder:
         takers = {taker for use in uses for taker in use.consumers}
         acts = [taker for taker in takers if isinstance(taker, nn.Module)]
         if acts and len(takers) == 1 and all(len(use.consumers) == 1 for use in uses):
-            if self._wants(layer):
-                self.paired[layer] = acts[0]
-                self.held.pop(layer, None)
+            self.paired[layer] = acts[0]
+            self.held.pop(layer, None)
             return
         self.paired.pop(layer, None)
         functions = {name for use in uses for name in use.functions}
@@ -144,7 +143,7 @@ class Finder:
         if acts:
             why = f"its output also goes to {', '.join(others)}" if others else "it is used twice"
             self._refuse(layer, acts[0], why)
-        elif functions and self._wants(layer):
+        elif functions:
             (name, *_) = sorted(functions)
             why = "the function is called in code, out of which it cannot be taken"
             if not _only(functions, uses):

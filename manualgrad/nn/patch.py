@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from manualgrad.nn import swaps
@@ -49,7 +50,7 @@ def patch(
     if not isinstance(model, nn.Module):
         raise TypeError(f"manualgrad.patch: expected a torch.nn.Module, got {type(model).__name__}")
     selection = Selection(include, exclude)
-    with _ONE_AT_A_TIME:
+    with _ONE_AT_A_TIME, torch.inference_mode(False):
         finder = Finder(model, selection)
         before = sum(map(swaps.is_swapped, finder.layout.places))
         notes = [f"{before} modules were patched before"] if before else []

@@ -159,17 +159,17 @@ class ChainedSequential(Swapped):
     _fused_runs: tuple[Run, ...]
 
     def forward(self, input: Tensor) -> Tensor:
-        children = tuple(cast(nn.Module, self)._modules.values())
+        children: Any = tuple(cast(nn.Module, self)._modules.values())
         if children != self._fused_children or compat.global_module_hooks():
             return super().forward(input)  # type: ignore
         done = 0
         for fused in self._fused_runs:
-            if fused.stands(cast(Any, children)):
+            if fused.stands(children):
                 for child in children[done : fused.start]:
-                    input = cast(Any, child)(input)
+                    input = child(input)
                 input, done = _chained(input, fused, children), fused.stop
         for child in children[done:]:
-            input = cast(Any, child)(input)
+            input = child(input)
         return input
 
     def extra_repr(self) -> str:
