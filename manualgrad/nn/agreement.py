@@ -4,6 +4,7 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import isfinite
 from typing import Any
 
 import torch
@@ -41,7 +42,9 @@ class Example:
         for name, result in self.before.items():
             if result is not None:
                 rounding = torch.finfo(result.dtype).eps * _largest(result)
-                self.allowed[name] = TIMES * (_distance(moved.get(name), result) + rounding)
+                carried = _distance(moved.get(name), result)
+                # an infinite one is no measure: the model does not repeat itself, or overflows
+                self.allowed[name] = TIMES * (rounding + (carried if isfinite(carried) else 0.0))
 
     def difference(self) -> str | None:
         """What differs from what was remembered, the worst of it, in words; None if nothing."""
