@@ -61,7 +61,9 @@ def test_family(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_family_without_an_example(name):
-    model, _, _, pairs = built(name)
-    keys = list(model.state_dict())
+    model, args, kwargs, pairs = built(name)
+    twin = copy.deepcopy(model)
     assert len(mg.patch(model)) == pairs
-    assert list(model.state_dict()) == keys
+    assert list(model.state_dict()) == list(twin.state_dict())
+    ours, theirs = (losses(net, args, kwargs, steps=2) for net in (model, twin))
+    assert ours == pytest.approx(theirs, rel=1e-5)

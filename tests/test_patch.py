@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 import threading
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -154,6 +155,14 @@ def test_a_chain_whose_children_changed_runs_them():
     del net[3]
     net.append(nn.Linear(4, 2))
     torch.testing.assert_close(net(x), nn.Sequential(*net.children())(x))
+
+
+def test_children_may_have_any_name():
+    layers = {"original": nn.Linear(4, 4), "state": nn.ReLU(), "forward_": nn.Linear(4, 4)}
+    net = nn.Sequential(OrderedDict(layers))
+    mg.patch(net)
+    assert net.original is layers["original"]
+    assert net.state is layers["state"]
 
 
 def test_include_and_exclude():

@@ -91,7 +91,7 @@ def unpatch(model: nn.Module) -> UnpatchReport:
         layout = Layout(model)
         swapped = [module for module in layout.places if swaps.is_swapped(module)]
         for module in swapped:
-            if "original" not in vars(type(module)):
+            if "_original" not in vars(type(module)):
                 raise ValueError(
                     f"manualgrad.unpatch: {layout.path(module)!r} became a "
                     f"{type(module).__name__} after it was patched; undo that first"

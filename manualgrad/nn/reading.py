@@ -19,6 +19,7 @@ from typing import Any
 from torch import nn
 
 SET_UP = ("__init__", "__setstate__")
+WALKS = {"_modules", "children", "named_children"}  # a forward that calls its modules unnamed
 
 
 @functools.cache
@@ -27,6 +28,9 @@ def applied(cls: type, layers: frozenset[str], acts: frozenset[str]) -> dict[str
 
     layers, acts: names of attributes. Empty where the source is not there, or not as plain.
     """
+    forward: Any = inspect.unwrap(getattr(cls, "forward"))  # noqa: B009
+    if not inspect.isfunction(forward) or _names(forward.__code__) & WALKS:
+        return {}
     calls: dict[str, set[str | None]] = {name: set() for name in layers}
     uses: dict[str, set[str | None]] = {name: set() for name in acts}
     for function in _methods(cls, layers | acts):

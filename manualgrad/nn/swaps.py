@@ -21,17 +21,18 @@ from manualgrad.functions import IDENTITY, Chain
 class Swapped:
     """The first base of every swapped class; the module's own class is the second.
 
-    original: that class. state: the names of what the swap keeps in the instance.
+    _original: that class. _fused_state: the names of what the swap keeps in the instance. (Their
+    underscores keep them clear of a module's children, which may be called anything.)
     """
 
-    original: type
-    state: tuple[str, ...] = ()
+    _original: type
+    _fused_state: tuple[str, ...] = ()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """As the original class does it, but for the class: no import would find ours."""
         make, arguments, *rest = cast(tuple, super().__reduce_ex__(protocol))
         if arguments == (type(self),):  # make is copyreg's: cls.__new__(cls)
-            make, arguments = _new, (type(self).__mro__[1], self.original)
+            make, arguments = _new, (type(self).__mro__[1], self._original)
         return make, arguments, *rest
 
 
@@ -39,7 +40,7 @@ class Swapped:
 def swapped_class(how: type[Swapped], original: type) -> type:
     """The one subclass of original that works as ``how`` says; its name is original's."""
     names = {key: getattr(original, key) for key in ("__module__", "__qualname__", "__doc__")}
-    return type(original.__name__, (how, original), {**names, "original": original})
+    return type(original.__name__, (how, original), {**names, "_original": original})
 
 
 def _new(how: type[Swapped], original: type) -> Any:
@@ -56,8 +57,8 @@ def swap(module: nn.Module, how: type[Swapped], **state: Any) -> None:
 def restore(module: nn.Module) -> None:
     """Give a swapped module its own class back."""
     cls: Any = type(module)
-    module.__class__ = cls.original
-    for name in cls.state:
+    module.__class__ = cls._original
+    for name in cls._fused_state:
         module.__dict__.pop(name, None)
 
 
@@ -68,7 +69,7 @@ def is_swapped(module: Any) -> bool:
 class FusedLinear(Swapped):
     """A torch.nn.Linear that also computes the activation that follows it."""
 
-    state = ("_fused_activation",)
+    _fused_state = ("_fused_activation",)
     _fused_activation: Activation
 
     def forward(self, input: Tensor) -> Tensor:
@@ -88,7 +89,7 @@ class FusedLinear(Swapped):
 class FusedConv1D(Swapped):
     """The same for the layer of GPT-2, whose weight is (inputs, outputs)."""
 
-    state = ("_fused_activation",)
+    _fused_state = ("_fused_activation",)
     _fused_activation: Activation
     weight: Tensor
     bias: Tensor
@@ -153,7 +154,7 @@ class ChainedSequential(Swapped):
     they have got hooks, or are no longer those that the runs were made of.
     """
 
-    state = ("_fused_names", "_fused_children", "_fused_runs")
+    _fused_state = ("_fused_names", "_fused_children", "_fused_runs")
     _fused_names: frozenset[str]
     _fused_children: tuple[nn.Module, ...]
     _fused_runs: tuple[Run, ...]
