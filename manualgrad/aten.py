@@ -96,8 +96,24 @@ def linear_act_forward(x, weight, bias, act):
     z = F.linear(x, weight, bias)
     if act.is_identity:
         return z, z
+    if type(z) is not torch.Tensor:
+        z = _added_up(z)
     a = kernels_of(act)[0](z)
     return a, (z if act.keeps == "z" else a)
+
+
+def _added_up(z):
+    """z, its summands added up if they are on several devices: sigma of a sum is no sum of sigmas.
+
+    Such a DTensor is what a weight sharded by inputs gives (row-wise tensor parallelism). sigma
+    may overwrite z, and a DTensor refuses to change its placement in place.
+    """
+    placements = getattr(z, "placements", ())
+    if not any(placement.is_partial() for placement in placements):
+        return z
+    from torch.distributed.tensor import Replicate  # slow to import, and here it has been
+
+    return z.redistribute(placements=[Replicate() if p.is_partial() else p for p in placements])
 
 
 def bp1_output_error(grad_a, s, act):

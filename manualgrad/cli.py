@@ -1,6 +1,7 @@
 """The command line: manualgrad check, manualgrad activations, manualgrad info."""
 
 import argparse
+import contextlib
 import importlib
 import os
 import pathlib
@@ -8,12 +9,14 @@ import sys
 from typing import Any
 
 EPILOG = """\
-TARGET is package.module:callable; the callable takes nothing and returns what manualgrad.check
-takes: a tuple (fn, *inputs), with a dict of keywords such as {"reference": ...} last if there are
-any. TARGET may also be the name of a registered activation. Without TARGET the library's own
-operations, activations, losses and modules are audited.
+TARGET is package.module:callable, imported from where it is installed or from the working
+directory; the callable takes nothing and returns what manualgrad.check takes: a tuple
+(fn, *inputs), with a dict of keywords such as {"reference": ...} last if there are any. TARGET may
+also be the name of a registered activation. Without TARGET the library's own operations,
+activations, losses and modules are audited. What a target prints goes to standard error.
 
-Exit status: 0 nothing found, 1 at least one finding, 2 a bad command line or target.
+Exit status: 0 something was asked and nothing found, 1 at least one finding, or nothing could be
+asked, 2 a bad command line or target.
 """
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
@@ -46,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("target", nargs="?", metavar="TARGET")
     check.add_argument("--only", nargs="+", metavar="JUDGE", help="these judges alone")
     check.add_argument("--dtype", choices=DTYPES, help="of the inputs, or of the cases audited")
-    check.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu (default), cuda, ...")
+    check.add_argument("--device", metavar="DEVICE", help="cpu (an audit's default), cuda, ...")
     check.add_argument(
         "--json", metavar="FILE", help="write the report there too; - for the screen"
     )
@@ -64,10 +67,13 @@ def parser() -> argparse.ArgumentParser:
 
 def run_check(given: argparse.Namespace) -> int:
     needs("tabulate")
+    refuse_what_would_be_ignored(given)
     if given.json not in (None, "-"):
-        folder = pathlib.Path(given.json).absolute().parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise UsageError(f"--json: nothing can be written in {folder}")
+        file = pathlib.Path(given.json).absolute()
+        if file.is_dir():
+            raise UsageError(f"--json: {given.json} is a folder; name a file in it")
+        if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+            raise UsageError(f"--json: nothing can be written in {file.parent}")
     import torch
 
     if not torch.cuda.is_available():
@@ -77,9 +83,11 @@ def run_check(given: argparse.Namespace) -> int:
     try:
         judges = chosen(given.only)
     except ValueError as error:
-        raise UsageError(str(error).removeprefix("manualgrad.check: ")) from error
-    device = usable(given.device)
-    report = of_target(given, judges, device) if given.target else of_library(given, judges, device)
+        hint = f" (TARGET comes before --only, or after --: it took {given.only})"
+        hint = hint if not given.target and len(given.only) > 1 else ""
+        raise UsageError(str(error).removeprefix("manualgrad.check: ") + hint) from error
+    usable(given.device or "cpu")
+    report = of_target(given, judges) if given.target else of_library(given, judges)
     if given.json == "-":
         import json
 
@@ -96,18 +104,28 @@ def run_check(given: argparse.Namespace) -> int:
     return 0 if report.passed else 1
 
 
-def usable(device: str) -> str:
-    """device, if torch can compute on it here."""
+def refuse_what_would_be_ignored(given: argparse.Namespace) -> None:
+    if given.target and (given.quick or given.jobs is not None):
+        raise UsageError("--quick and --jobs are of the audit; leave them out, or TARGET")
+    if given.target and ":" not in given.target and (given.dtype or given.device):
+        raise UsageError("--dtype and --device do not reach an activation's cases; leave them out")
+    if given.jobs is not None and given.jobs < 1:
+        raise UsageError(f"--jobs must be at least 1, got {given.jobs}")
+    if given.jobs not in (None, 1) and given.device not in (None, "cpu"):
+        raise UsageError(f"--jobs: an audit on {given.device} is one process; leave it out")
+
+
+def usable(device: str) -> None:
+    """Raise UsageError unless torch can compute on it here."""
     import torch
 
     try:
         torch.zeros(1, device=device).sum().item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"--device {device}: {str(error).splitlines()[0]}") from error
-    return device
 
 
-def of_library(given: argparse.Namespace, judges: tuple[str, ...], device: str) -> Any:
+def of_library(given: argparse.Namespace, judges: tuple[str, ...]) -> Any:
     """The audit's report."""
     needs("tqdm")
     needs("joblib")
@@ -118,11 +136,10 @@ def of_library(given: argparse.Namespace, judges: tuple[str, ...], device: str) 
     from manualgrad.verify.report import CheckReport
 
     jobs = processes() if given.jobs is None else given.jobs
-    if jobs < 1:
-        raise UsageError(f"--jobs must be at least 1, got {jobs}")
     torch.set_num_threads(1)
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")  # when it is interrupted
     dtype = getattr(torch, given.dtype) if given.dtype else None
+    device = given.device or "cpu"
     cases = rows(given.quick, dtype)
     found = []
     done = audit(cases, judges, device, 1 if device != "cpu" else jobs)
@@ -133,63 +150,26 @@ def of_library(given: argparse.Namespace, judges: tuple[str, ...], device: str) 
     return CheckReport(f"manualgrad, {len(cases)} cases", found)
 
 
-def of_target(given: argparse.Namespace, judges: tuple[str, ...], device: str) -> Any:
-    """The report on what TARGET names."""
-    from manualgrad.verify import KEYWORDS, check
-    from manualgrad.verify.report import CheckReport
+def of_target(given: argparse.Namespace, judges: tuple[str, ...]) -> Any:
+    """The report on what TARGET names; what that prints does not mix with it."""
+    from manualgrad.verify import check
+    from manualgrad.verify.target import TargetError, report_on
 
-    if ":" not in given.target:
-        from manualgrad.activations import activations
+    if ":" in given.target:
+        only = judges if given.only else None
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                return report_on(given.target, only, given.dtype, given.device)
+        except TargetError as error:
+            raise UsageError(f"{given.target}: {error}") from error
+    from manualgrad.activations import activations
 
-        if given.target not in activations():
-            raise UsageError(
-                f"{given.target!r} is neither package.module:callable nor an activation "
-                f"({', '.join(activations())})"
-            )
-        return check(given.target, only=judges)
-    module, _, name = given.target.partition(":")
-    sys.path.insert(0, os.getcwd())
-    try:
-        made: Any = importlib.import_module(module)
-        for part in name.split("."):
-            made = getattr(made, part)
-        made = made()
-    except Exception as error:
-        raise UsageError(f"{given.target}: {type(error).__name__}: {error}") from error
-    if isinstance(made, CheckReport):
-        return made
-    if not isinstance(made, (tuple, list)) or not made:
-        raise UsageError(f"{given.target} returned {made!r:.80}, not a tuple (fn, *inputs)")
-    *positional, last = made
-    keywords = last if isinstance(last, dict) and last and set(last) <= set(KEYWORDS) else {}
-    if not keywords:
-        positional = list(made)
-    positional = [moved(value, given.dtype, device) for value in positional]
-    if given.only or "only" not in keywords:
-        keywords = {**keywords, "only": judges}
-    try:
-        return check(*positional, **keywords)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{given.target}: {error}") from error
-
-
-def moved(value: Any, dtype: str | None, device: str) -> Any:
-    """A tensor, or a copy of a module, in another dtype and on another device."""
-    import copy
-
-    import torch
-
-    kind = getattr(torch, dtype) if dtype else None
-    if isinstance(value, torch.Tensor):
-        live = value.requires_grad
-        value = value.detach().to(device)
-        value = value.to(kind) if kind and value.is_floating_point() else value
-        return value.requires_grad_() if live else value
-    if isinstance(value, torch.nn.Module):
-        return copy.deepcopy(value).to(device=device, dtype=kind)
-    if isinstance(value, (list, tuple)):
-        return type(value)(moved(v, dtype, device) for v in value)
-    return value
+    if given.target not in activations():
+        raise UsageError(
+            f"{given.target!r} is neither package.module:callable nor an activation "
+            f"({', '.join(activations())})"
+        )
+    return check(given.target, only=judges)
 
 
 def run_activations(given: argparse.Namespace) -> int:

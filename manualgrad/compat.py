@@ -1,15 +1,48 @@
 """The private names of torch that we lean on, each with a safe default: the slower path."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 """True inside torch.func.vmap, grad, ...: a Function must then go through its own ``apply``."""
 
 any_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 """True inside torch.autocast for some device; compat.autocast_dtype says for which."""
+
+
+def forward_mode() -> bool:
+    """Inside torch.func.jvp, jacfwd, hessian or forward_ad.dual_level: tangents ride along.
+
+    Without the private name we must take it that they do.
+    """
+    return getattr(forward_ad, "_current_level", 0) >= 0
+
+
+def forward_mode_nested() -> bool:
+    """Inside a jvp of a jvp; taken for granted where the private name is gone."""
+    functorch = sys.modules.get("torch._functorch.eager_transforms")  # torch.func imports it
+    return functorch is not None and forward_mode() and getattr(functorch, "JVP_NESTING", 2) > 1
+
+
+def functional_mode() -> type | None:
+    """The mode in which torch.compile rewrites a graph in ATen's operations. Slow to import."""
+    try:
+        from torch._subclasses.functional_tensor import FunctionalTensorMode
+    except ImportError:
+        return None
+    return FunctionalTensorMode
+
+
+_tracing_state = getattr(torch._C, "_get_tracing_state", lambda: torch.jit.is_tracing() or None)
+
+
+def tracing_by_jit() -> bool:
+    """Inside torch.jit.trace."""
+    return _tracing_state() is not None
 
 
 addmm_activation = getattr(torch, "_addmm_activation", None)

@@ -14,8 +14,8 @@ from torch.autograd import Function
 from manualgrad.activations import Activation
 
 
-class _OfZ(Function):
-    """A formula of z whose derivative is the record's next one."""
+class _Elementwise(Function):
+    """A formula of z whose derivative is the record's next one, backward and forward."""
 
     generate_vmap_rule = True
 
@@ -23,9 +23,10 @@ class _OfZ(Function):
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         z, ctx.act = inputs
         ctx.save_for_backward(z)
+        ctx.save_for_forward(z)
 
 
-class Sigma(_OfZ):
+class Sigma(_Elementwise):
     """sigma(z). Its derivative is sigma', by the record and not by differentiating the text."""
 
     @staticmethod
@@ -33,12 +34,23 @@ class Sigma(_OfZ):
         return act.sigma(z)
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        z, ctx.act = inputs
+        s = z if ctx.act.keeps == "z" else output
+        ctx.save_for_backward(s)
+        ctx.save_for_forward(s)
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor):
-        (z,) = ctx.saved_tensors
-        return grad * SigmaPrime.apply(z, ctx.act), None
+        (s,) = ctx.saved_tensors
+        return grad * differentiable(ctx.act).sigma_prime(s), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None):
+        return Sigma.backward(ctx, tangent)[0]
 
 
-class SigmaPrime(_OfZ):
+class SigmaPrime(_Elementwise):
     """sigma'(z). Its derivative is sigma'', whose own text autograd differentiates further."""
 
     @staticmethod
@@ -50,25 +62,27 @@ class SigmaPrime(_OfZ):
         (z,) = ctx.saved_tensors
         return grad * ctx.act.sigma_second(z), None
 
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None):
+        return SigmaPrime.backward(ctx, tangent)[0]
+
 
 @functools.lru_cache(maxsize=256)
 def differentiable(act: Activation) -> Activation:
     """The same activation where sigma and sigma' are themselves to be differentiated.
 
-    Formulas in z go through sigma' and sigma'' by hand: autograd through the text of, say,
-    z / (1 + e^-z) is NaN where e^-z overflows. Formulas in a are polynomials and branches, which
-    autograd differentiates exactly; one that is constant on each branch has the derivative 0, and
-    not none at all.
+    sigma's derivative is sigma' and that of a sigma' in z is sigma'', by hand: autograd through the
+    text of, say, z / (1 + e^-z) is NaN where e^-z overflows, and at a kink it may choose another
+    side. A sigma' in a is a polynomial or a branch, which autograd differentiates exactly; one that
+    is constant on each branch has the derivative 0, and not none at all.
     """
     if act.is_identity:
         return act
-    if act.keeps == "a":
-        return replace(act, sigma_prime=lambda a: _depending_on(a, act.sigma_prime(a)))
-    return replace(
-        act,
-        sigma=lambda z: Sigma.apply(z, act),
-        sigma_prime=lambda z: SigmaPrime.apply(z, act),
-    )
+    prime = {
+        "a": lambda a: _depending_on(a, act.sigma_prime(a)),
+        "z": lambda z: SigmaPrime.apply(z, act),
+    }
+    return replace(act, sigma=lambda z: Sigma.apply(z, act), sigma_prime=prime[act.keeps])
 
 
 def _depending_on(a: Tensor, value: Tensor) -> Tensor:

@@ -68,6 +68,8 @@ def refusal(act: Activation, *tensors: Tensor | None) -> str | None:
         return "torch.compile traces the equations and fuses them itself"
     if compat.transforms_active():
         return "inside torch.func transforms the tensors are not plain"
+    if compat.forward_mode():
+        return "in forward mode tangents ride along, and a kernel would drop them"
     if compat.dispatch_modes_active():
         return "a TorchDispatchMode watches ATen's operations"
     for tensor in tensors:

@@ -5,9 +5,10 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
-from manualgrad import compat, functions
-from manualgrad.activations import activation_of
+from manualgrad import compat, composite, functions
+from manualgrad.activations import Activation, activation_of
 from manualgrad.functions import IDENTITY, Chain
 
 
@@ -99,6 +100,8 @@ def _list(name: str, tensors: Any) -> Sequence[Any]:
 
 def run(call: str, function: Callable, input: Tensor, what: Any, params: Sequence[Any]) -> Tensor:
     """function(x, what, *params) on checked tensors: examples flattened to rows, and put back."""
+    if has_torch_function((input, *params)):
+        return _handed_over(what, input, params)
     if compat.any_autocast() and isinstance(input, Tensor):
         dtype = compat.autocast_dtype(input.device)
         if dtype is not None:
@@ -107,12 +110,43 @@ def run(call: str, function: Callable, input: Tensor, what: Any, params: Sequenc
                 _refuse(call, input, params)  # in terms of what was passed
             with torch.autocast(input.device.type, enabled=False):
                 return run(call, function, cast[0], what, cast[1:])
-    check(call, input, params)
+    if compat.tracing_by_jit() or not _fit(input, params):
+        return _native_or_refused(call, input, what, params)
     dim = input.dim()
     if dim == 2:
         return function(input, what, *params)[0]
     a = function(input.unsqueeze(0) if dim == 1 else input.flatten(0, -2), what, *params)[0]
     return a.view(*input.shape[:-1], a.shape[-1])
+
+
+def _handed_over(what: Any, input: Any, params: Sequence[Any]) -> Any:
+    """To whoever overrides torch's functions: an fx.Proxy, a subclass of Tensor, a mode."""
+    operands = (input, *params)
+    if isinstance(what, Activation):
+        weight, bias = params
+        return handle_torch_function(linear_act, operands, input, weight, bias, what.text)
+    arguments = (input, list(params[::2]), list(params[1::2]), [act.text for act in what.acts[1:]])
+    return handle_torch_function(mlp, operands, *arguments, recompute=what.recompute)
+
+
+def _native_or_refused(call: str, input: Any, what: Any, params: Sequence[Any]) -> Tensor:
+    """What our formulas do not cover runs on PyTorch's own functions; what does not fit is refused.
+
+    jit.trace would take the checks of shapes for part of the model.
+    """
+    tensor = isinstance(input, Tensor)
+    if not (tensor and (input.is_complex() or input.is_nested or compat.tracing_by_jit())):
+        _refuse(call, input, params)
+    layers: Callable[..., Any] = composite.mlp
+    if isinstance(what, Activation):
+        layers = composite.linear_act
+    try:
+        return layers(input, what, *params)[0]
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        raise TypeError(
+            f"manualgrad.{call}: {_kind(input)} is left to PyTorch's own functions, which do not "
+            f"take it: {error}"
+        ) from error
 
 
 def as_autocast_casts(tensor: Any, dtype: torch.dtype) -> Any:

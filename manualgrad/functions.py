@@ -7,7 +7,8 @@ Gradients of gradients. Besides a^L the node returns, hidden from the caller, th
 keeps. When backward itself is to be differentiated (create_graph=True) it runs on the reference
 equations with the s^l as variables; the adjoint that this sends to a hidden s^l is added where s^l
 was made, as any successor's is (eq. 13). Second and higher derivatives thus need no rule of their
-own beyond sigma'', and no second forward pass.
+own beyond sigma'', and no second forward pass. A graph that torch.compile traced has no second
+derivatives: what it sends to a hidden s^l is zero, and ctx.traced says to leave that out.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,10 +19,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from manualgrad import compat, equations
+from manualgrad import backends, compat, composite, equations
+from manualgrad import ops as operators
 from manualgrad.activations import ACTIVATIONS, Activation
 from manualgrad.differentiable import differentiable
-from manualgrad.routed import backend_for
+from manualgrad.ops import backend_for
 
 IDENTITY = ACTIVATIONS["identity"]
 
@@ -40,9 +42,9 @@ class LinearActFunction(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
         x, ctx.act, weight, _ = inputs
-        ctx.device = output[0].device
+        ctx.device, ctx.traced = output[0].device, torch.compiler.is_compiling()
         ctx.set_materialize_grads(False)
-        needs_x, _, needs_weight, _ = ctx.needs_input_grad
+        needs_x, _, needs_weight, *_ = ctx.needs_input_grad
         ctx.save_for_backward(
             x if needs_weight else None,
             weight if needs_x else None,
@@ -54,6 +56,8 @@ class LinearActFunction(Function):
         if compat.any_autocast() and compat.autocast_dtype(ctx.device) is not None:
             with without_autocast(ctx):
                 return LinearActFunction.backward(ctx, grad_a, grad_z)
+        if ctx.traced:
+            grad_z = None
         if grad_a is None and grad_z is None:
             return None, None, None, None
         act, (needs_x, _, needs_weight, needs_bias) = ctx.act, ctx.needs_input_grad
@@ -187,6 +191,7 @@ class MLPFunction(Function):
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
         x, chain, *params = inputs
         ctx.chain, ctx.device = chain, output[0].device
+        ctx.traced = torch.compiler.is_compiling()
         ctx.set_materialize_grads(False)
         if chain.recompute:
             ctx.save_for_backward(x, *params)
@@ -199,6 +204,8 @@ class MLPFunction(Function):
         if compat.any_autocast() and compat.autocast_dtype(ctx.device) is not None:
             with without_autocast(ctx):
                 return MLPFunction.backward(ctx, grad_a, *grad_s)
+        if ctx.traced:
+            grad_s = (None,) * len(grad_s)
         chain, needs = ctx.chain, ctx.needs_input_grad
         top = chain.depth  # the highest layer that an adjoint arrives at
         if grad_a is None:  # only hidden s^l were used, by a derivative of a derivative
@@ -241,20 +248,29 @@ def _forward_once_more(x: Tensor, chain: Chain, *params: Tensor | None) -> tuple
     return forward_pass(chain, x, params)
 
 
-def shortest_apply(function: type[Function]) -> Callable[..., Any]:
-    """function.apply without its Python prologue, a call of inspect.signature, where that is sound.
+def front_door(function: type[Function], composite: Callable[..., Any]) -> Callable[..., Any]:
+    """function.apply, in the form that is sound where it is called.
 
-    It is not inside torch.func transforms and tracers, which do their work in that prologue.
+    composite computes the same in PyTorch's own operations: for forward mode, wherever PyTorch
+    gets a Function wrong, and for graphs under backend("torch"). Other graphs, of torch.compile and
+    torch.export, hold our operators, which bring their own backward. Otherwise apply's Python
+    prologue, a call of inspect.signature, is left out, but for torch.func, which needs it.
     """
     directly: Callable[..., Any] = getattr(super(Function, function), "apply")  # noqa: B009
 
     def apply(*inputs):
-        if compat.transforms_active() or torch.compiler.is_compiling():
-            return function.apply(*inputs)
-        return directly(*inputs)
+        compiling, transforms = torch.compiler.is_compiling(), compat.transforms_active()
+        if compat.forward_mode() or (compiling and transforms) or compat.tracing_by_jit():
+            return composite(*inputs)
+        if compiling:
+            return (composite if backends.mode() == "torch" else function.forward)(*inputs)
+        return (function.apply if transforms else directly)(*inputs)
 
     return apply
 
 
-linear_act = shortest_apply(LinearActFunction)  # (x, act, weight, bias) -> (a, hidden z if any)
-mlp = shortest_apply(MLPFunction)  # (x, chain, W1, b1, ...) -> (a^L, hidden s...)
+operators.register_autograd(LinearActFunction)
+
+# (x, act, weight, bias) -> (a, hidden z if any);  (x, chain, W1, b1, ...) -> (a^L, hidden s...)
+linear_act = front_door(LinearActFunction, composite.linear_act)
+mlp = front_door(MLPFunction, composite.mlp)

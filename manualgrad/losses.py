@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from manualgrad.formula import HALF_TYPES
-from manualgrad.functions import shortest_apply
+from manualgrad.functions import front_door
 
 
 class LossInputError(ValueError, RuntimeError, IndexError):
@@ -283,6 +283,6 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in HALF_TYPES else tensor
 
 
-_mse_loss = shortest_apply(MSELossFunction)
-_cross_entropy = shortest_apply(CrossEntropyFunction)
-_bce_with_logits = shortest_apply(BCEWithLogitsFunction)
+_mse_loss = front_door(MSELossFunction, MSELossFunction.forward)
+_cross_entropy = front_door(CrossEntropyFunction, CrossEntropyFunction.forward)
+_bce_with_logits = front_door(BCEWithLogitsFunction, BCEWithLogitsFunction.forward)

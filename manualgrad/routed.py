@@ -18,14 +18,9 @@ THIS_MODULE = sys.modules[__name__]
 
 
 def backend_for(tensor: Tensor) -> ModuleType:
-    """The module whose five operations run on tensor: ATen's, or this one on a GPU.
-
-    torch.compile traces ATen's operations: it fuses what is elementwise by itself.
-    """
+    """The module whose five operations run on a plain tensor: ATen's, or this one on a GPU."""
     mode = backends.mode()
-    if mode == "auto" and tensor.is_cuda and not torch.compiler.is_compiling():
-        return THIS_MODULE
-    return THIS_MODULE if mode == "triton" else aten
+    return THIS_MODULE if mode == "triton" or (mode == "auto" and tensor.is_cuda) else aten
 
 
 def linear_act_forward(x, weight, bias, act):

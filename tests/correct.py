@@ -13,6 +13,7 @@ import manualgrad as mg
 
 X32, W32, B32 = X.float(), W.float(), B.float()
 SEQUENCE = normal(2, 4, 8).float()
+SPARSE = torch.eye(len(X32)).to_sparse()
 CLASSES = torch.tensor([0, 1, 2, 1, 0])
 
 
@@ -64,6 +65,24 @@ class Two(Function):
 def masked(x, mask, scale, name):
     """Arguments that are no floating tensors, a float and a string among them."""
     return torch.where(mask, scale * x, x.sin()) if name == "mask" else x
+
+
+def _force(x):
+    return torch.autograd.grad(x.pow(3).sum(), x, create_graph=True)[0]
+
+
+class Empty(nn.Module):
+    """A module that is false."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def __len__(self):
+        return 0
+
+    def forward(self, x):
+        return x * self.weight
 
 
 def _mlp(*acts):
@@ -129,6 +148,26 @@ def of_torch():
     yield "expanded", torch.tanh, (normal(1, 4).expand(3, 4),), torch.tanh
     yield "trees", lambda d, ts: {"a": d["x"] * ts[0]}, ({"x": X32}, [X32, None]), None
     yield "other arguments", masked, (X32, X32 > 0, 1.5, "mask"), None
+    yield (
+        "of complex numbers",
+        nn.Linear(3, 2, dtype=torch.cfloat),
+        (torch.complex(X32, X32),),
+        None,
+    )
+    yield "to complex numbers", lambda x: torch.fft.rfft(x), (X32,), None
+    yield "rarely random", nn.Dropout(0.02), (X32[:2, :2],), None
+    yield "of probabilities", F.binary_cross_entropy, (X32.sigmoid(), (X32 > 0).float()), None
+    yield "a mask", lambda x: x[x > 0], (torch.tensor([0.01, -0.02, 1.0, 2.0]),), None
+    yield "a gradient", torch.func.grad(lambda x: x.pow(3).sum()), (X32,), None
+    yield "a force", _force, (X32,), None
+    yield "an overflow", lambda x: x * x, ((200 * X32).half(),), None
+    yield "infinity", torch.tanh, (torch.tensor([torch.inf, 1.0, 2.0]),), None
+    yield "NaN", torch.sin, (torch.tensor([torch.nan, 1.0, 2.0]),), None
+    yield "an edge", torch.sqrt, (torch.tensor([0.0, 1.0, 2.0]),), None
+    yield "a sparse matrix", lambda x: SPARSE @ x, (X32,), None
+    yield "a sparse gradient", nn.Embedding(10, 3, sparse=True), (torch.tensor([1, 2, 2]),), None
+    yield "a special function", torch.digamma, (X32.abs() + 0.5,), None
+    yield "an empty container", Empty(), (X32,), None
     yield "linear algebra", torch.linalg.solve, (torch.eye(3) * 3 + 0.3 * X32[:3], X32[:3]), None
 
 

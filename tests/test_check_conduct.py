@@ -1,8 +1,11 @@
 """What mg.check leaves behind: nothing; what its report says, shows and writes."""
 
+import functools
 import json
 import random
+import sys
 import warnings
+from collections import OrderedDict, defaultdict
 
 import numpy as np
 import pandas as pd
@@ -115,6 +118,21 @@ def test_an_interruption_is_no_finding():
         mg.check(interrupted, X)
 
 
+def exits(x):
+    sys.exit(0)
+
+
+def exits_late(x):
+    return x.sin() if x.is_contiguous() else sys.exit(0)
+
+
+def test_a_function_that_ends_the_process_does_not():
+    (finding,) = mg.check(exits, X).findings
+    assert finding.message.startswith("fn raised SystemExit: 0 (test_check_conduct.py:")
+    (finding,) = mg.check(exits_late, X, only="conduct").findings
+    assert "SystemExit: 0" in finding.message
+
+
 def test_a_crash_late_in_the_check_is_a_finding_of_that_question():
     def fn(x):
         if not x.is_contiguous():
@@ -124,6 +142,52 @@ def test_a_crash_late_in_the_check_is_a_finding_of_that_question():
     report = mg.check(fn, X, only="conduct")
     assert {f.case for f in report.findings} == {"inputs of every layout"}
     assert "a stride that is not 1 (test_check_conduct.py:" in report.findings[0].message
+
+
+# what is taken and what is not
+
+
+def test_a_lazy_module_is_initialised_as_a_copy():
+    net = nn.Sequential(nn.LazyLinear(2), nn.LazyBatchNorm1d())
+    assert mg.check(net, X.float(), reference=net, only="adjoint")
+    assert all(isinstance(p, nn.UninitializedParameter) for p in net.parameters())
+    with pytest.raises(
+        TypeError, match=r"lazy LazyLinear.* raised IndexError: .*call it once first"
+    ):
+        mg.check(nn.LazyLinear(2), torch.tensor(1.0))
+    with pytest.raises(TypeError, match=r"fn calls a lazy Sequential.*call it once first"):
+        mg.check(lambda x: net(x), X.float())
+
+
+def test_a_module_of_jit_is_refused_clearly():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = torch.jit.script(nn.Linear(3, 2))
+    with pytest.raises(TypeError, match=r"fn is a module of torch.jit.*that it was made from"):
+        mg.check(module, X.float())
+
+
+def test_every_name_of_a_tied_parameter_is_taken():
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    net[1].weight = net[0].weight
+    assert mg.check(net, X.float(), params=["1.weight", "0.weight", net[1].weight], only="adjoint")
+
+
+@pytest.mark.parametrize("kind", [dict, OrderedDict, lambda d: defaultdict(list, d)])
+def test_dictionaries_of_every_kind_are_taken_and_compile(kind):
+    report = mg.check(lambda d: d["x"].sin(), kind({"x": X}), only="conduct")
+    assert report
+    assert "torch.compile" not in {o.case for o in report.not_run}
+
+
+def test_a_partial_is_called_by_its_functions_name():
+    fn = functools.partial(torch.nn.functional.gelu, approximate="tanh")
+    assert mg.check(fn, X, only="adjoint").verdict.startswith("gelu: no finding")
+
+
+def test_a_result_with_no_tensor_says_which_are_looked_into():
+    report = mg.check(lambda x: {x.sin()}, X)
+    assert "results are looked for in tensors, and in lists, tuples and dicts" in report.notes[0]
 
 
 # the report
@@ -180,9 +244,9 @@ def test_many_findings_are_cut_but_counted():
 
 
 def test_a_table_without_tabulate(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "tabulate", None)
+    monkeypatch.setitem(sys.modules, "tabulate", None)
     assert "judge | checks | passed" in str(mg.check(torch.sin, X, only="adjoint"))
-    monkeypatch.setitem(__import__("sys").modules, "pandas", None)
+    monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match=r"pip install manualgrad\[check\]"):
         mg.check(torch.sin, X, only="adjoint").to_dataframe()
 

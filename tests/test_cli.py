@@ -13,46 +13,7 @@ import torch
 
 from manualgrad import cli
 
-TARGETS = """
-import torch
-from torch.autograd import Function
-
-
-class Wrong(Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.exp()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad * ctx.saved_tensors[0]
-
-
-def right():
-    return torch.sin, torch.randn(4, 3)
-
-def wrong():
-    return Wrong, torch.randn(4, 3)
-
-def beside():
-    return Wrong, torch.randn(4, 3), {"reference": torch.exp, "only": ["native"]}
-
-def tree():
-    return (lambda d: d["x"] ** 2), {"x": torch.randn(3)}
-
-def module():
-    return torch.nn.Linear(3, 2), torch.randn(4, 3)
-
-def nothing():
-    return 3
-
-def misfit():
-    return torch.sin, torch.arange(3)
-
-def broken():
-    raise RuntimeError("no data here")
-"""
+TARGETS = (pathlib.Path(__file__).parent / "cli_targets.py").read_text()
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +93,46 @@ USAGE = {
         ["their_targets:right", "--json", "no/such/folder.json"],
         "nothing can be written in",
     ),
+    "a folder": (
+        ["their_targets:right", "--json", "."],
+        "--json: . is a folder; name a file in it",
+    ),
     "jobs": (["--jobs", "0"], "--jobs must be at least 1"),
+    "jobs of a target": (
+        ["their_targets:right", "--jobs", "2"],
+        "--quick and --jobs are of the audit",
+    ),
+    "a quick target": (["their_targets:right", "--quick"], "--quick and --jobs are of the audit"),
+    "an activation's dtype": (["gelu", "--dtype", "float16"], "do not reach an activation's cases"),
+    "an activation's device": (["gelu", "--device", "cpu"], "do not reach an activation's cases"),
+    "a report's judges": (
+        ["their_targets:report", "--only", "native"],
+        "it returned a report, too late for --only",
+    ),
+    "target swallowed": (
+        ["--only", "adjoint", "their_targets:right"],
+        "TARGET comes before --only, or after --: it took ['adjoint', 'their_targets:right']",
+    ),
+    "exit": (["their_targets:ends"], "their_targets:ends: SystemExit: 0"),
+    "keyword": (["their_targets:misspelt"], "no keyword 'refrence'; did you mean 'reference'?"),
+    "some keywords": (
+        ["their_targets:half_known"],
+        "no keyword 'judges'; it has reference, params",
+    ),
+    "uncopyable": (["their_targets:uncopyable", "--dtype", "float64"], "Linear cannot be copied"),
+    "lazy": (
+        ["their_targets:lazy_misfit"],
+        "raised IndexError: tuple index out of range; call it once",
+    ),
+    "complex": (
+        ["their_targets:complex", "--dtype", "float64"],
+        "is none for a tensor of torch.complex64",
+    ),
+    "out of reach": (
+        ["their_targets:reads", "--dtype", "float64"],
+        "do not reach a tensor of shape (3,)",
+    ),
+    "empty": (["their_targets:no_tuple"], "returned (), not a tuple (fn, *inputs)"),
     "dtype": (["their_targets:right", "--dtype", "int8"], "invalid choice: 'int8'"),
     "option": (["--fast"], "unrecognized arguments: --fast"),
 }
@@ -146,6 +146,33 @@ def test_a_bad_command_line_ends_with_2_and_one_line(targets, capsys, case):
     assert message in captured.err
     assert "Traceback" not in captured.err
     assert not captured.out
+
+
+def test_a_function_that_ends_the_process_is_a_finding(targets, capsys):
+    assert run("check", "their_targets:ends_within") == 1
+    assert "fn raised SystemExit: 0" in capsys.readouterr().out
+
+
+def test_a_module_that_exits_when_imported_ends_with_2(targets, capsys):
+    (targets / "their_targets.py").write_text("import sys; sys.exit(0)")
+    assert run("check", "their_targets:right") == 2
+    assert "their_targets:right: SystemExit: 0" in capsys.readouterr().err
+
+
+def test_nothing_asked_ends_with_1(targets, capsys):
+    assert run("check", "their_targets:right", "--only", "oracle") == 1
+    assert "sin: nothing could be checked" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_a_dtype_reaches_trees_modules_params_and_the_reference(targets, capsys, dtype):
+    assert run("check", "their_targets:everywhere", "--dtype", dtype) == 0, capsys.readouterr()
+    assert run("check", "their_targets:beside_a_module", "--dtype", dtype) == 0
+    assert run("check", "their_targets:lazy", "--dtype", dtype, "--only", "adjoint") == 0
+
+
+def test_the_target_comes_after_two_dashes(targets, capsys):
+    assert run("check", "--only", "adjoint", "--", "their_targets:right") == 0
 
 
 def test_no_command_ends_with_2(capsys):
@@ -166,6 +193,13 @@ def test_json_is_written_whole(targets, capsys):
     capsys.readouterr()
     assert run("check", "their_targets:right", "--only", "adjoint", "--json", "-") == 0
     assert json.loads(capsys.readouterr().out)["verdict"].startswith("sin: no finding")
+
+
+def test_what_a_target_prints_is_not_in_its_json(targets, capsys):
+    assert run("check", "their_targets:prints", "--only", "adjoint", "--json", "-") == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["passed"]
+    assert captured.err.startswith("made\ncalled\n")
 
 
 def test_what_stood_in_the_file_stays_if_writing_fails(targets, monkeypatch, capsys):

@@ -72,6 +72,13 @@ def test_outputs_are_what_is_printed(path, shown):
     assert without_numbers(printed(shown["code"])) == without_numbers(shown["output"])
 
 
+@pytest.mark.parametrize(
+    "code", [m["code"] for _, m in OUTPUTS], ids=[f"{relative(p)}-{m.start()}" for p, m in OUTPUTS]
+)
+def test_what_is_shown_comes_out_again(code):
+    assert "torch.rand" not in code or "torch.manual_seed(" in code
+
+
 def test_there_is_code():
     assert {relative(path) for path, _ in CODE} >= {"README.md", "docs/activations.md"}
 

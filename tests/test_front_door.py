@@ -28,7 +28,8 @@ LINEAR = [
     ((X, W, B.to("meta")), ValueError, "input is on cpu but bias is on meta"),
     ((X.int(), W.int()), TypeError, "input is a tensor of torch.int32; give a dense floating tensor"),
     ((X, W.long()), TypeError, "weight is a tensor of torch.int64"),
-    ((X.to(torch.complex64), W.to(torch.complex64)), TypeError, "input is a tensor of torch.complex64"),
+    ((X.to(torch.complex64), W), TypeError, "a tensor of torch.complex64 .* which do not take it"),
+    ((X.to(torch.complex64), W.to(torch.complex64), None, "gelu"), TypeError, "left to PyTorch's own functions"),
     ((X.to_sparse(), W), TypeError, "torch.sparse_coo"),
     ((X, W.to_sparse()), TypeError, "weight is a tensor of torch.float32 torch.sparse_coo"),
     ((X.tolist(), W), TypeError, "input must be a tensor, got list"),
@@ -68,9 +69,15 @@ def test_mlp_refuses(arguments, error, message):
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_nested_tensors_and_mixed_types_under_autocast_are_refused():
-    with pytest.raises(TypeError, match="nested; give a dense floating tensor"):
-        mg.linear_act(torch.nested.nested_tensor([X, X]), W)
+def test_nested_and_complex_tensors_run_on_torchs_own_functions():
+    rows = torch.nested.nested_tensor([X[:2], X], layout=torch.jagged)
+    got = mg.linear_act(rows, W, B, "gelu")
+    torch.testing.assert_close(got.values(), F.gelu(F.linear(rows.values(), W, B)))
+    x, w = (t.to(torch.complex128).requires_grad_() for t in (X, W))
+    assert torch.autograd.gradcheck(lambda x, w: mg.mlp(x, [w], None, "tanh"), (x, w))
+
+
+def test_mixed_types_under_autocast_are_refused():
     refused = pytest.raises(ValueError, match=r"input is .*float64 but weight")
     with torch.autocast("cpu", dtype=torch.bfloat16), refused:
         mg.linear_act(X.double(), W)
@@ -150,12 +157,13 @@ def test_every_activation_is_batched_without_a_fallback(name):
     torch.testing.assert_close(got, torch.stack(each))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit's, in torch's own code
-def test_forward_mode_is_refused_not_zero():
-    with pytest.raises(NotImplementedError, match="jvp"):
-        torch.func.jvp(lambda x: mg.linear_act(x, W), (X,), (X,))
-    with pytest.raises(NotImplementedError, match="jvp"), torch.autograd.forward_ad.dual_level():
-        mg.mlp(torch.autograd.forward_ad.make_dual(X, X), [W], None, "relu")
+@pytest.mark.parametrize("name", NAMES)
+def test_forward_mode(name):
+    x, w = X.double().requires_grad_(), W.double().requires_grad_()
+    check = lambda x, w: mg.mlp(x, [w, W2.double()], [B.double(), None], name)  # noqa: E731
+    modes = {"check_batched_grad": True, "check_batched_forward_grad": True}
+    assert torch.autograd.gradcheck(check, (x, w), check_forward_ad=True, **modes)
+    assert torch.autograd.gradgradcheck(check, (x, w), check_fwd_over_rev=True)
 
 
 COMPILE = """

@@ -1,7 +1,9 @@
 """What a caller may write for an activation, and the record it means."""
 
+import ast
 import difflib
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -74,8 +76,10 @@ def activations() -> list[str]:
 def activation_of(spec: Any, call: str) -> Activation:
     """The activation that ``spec`` means, with torch's default parameters unless it carries others.
 
-    spec: a name or alias, None (identity), an activation module such as nn.LeakyReLU(0.1), a
-        function such as F.gelu, or an Activation. call: the caller's name, for the message.
+    spec: a name or alias, one with constants as str(Activation) prints them, such as
+        "leaky_relu(negative_slope=0.1)", None (identity), an activation module such as
+        nn.LeakyReLU(0.1), a function such as F.gelu, or an Activation.
+    call: the caller's name, for the message.
 
     Raises ValueError for an unknown name or an impossible parameter, TypeError for another object.
     """
@@ -87,6 +91,8 @@ def activation_of(spec: Any, call: str) -> Activation:
         name = ALIASES.get(spec.lower(), spec.lower())
         if name in ACTIVATIONS:
             return ACTIVATIONS[name]
+        if "(" in spec:
+            return _activation_of_text(spec, call)
         raise ValueError(f"manualgrad.{call}: unknown activation {spec!r}{_suggestion(spec)}")
     if spec is None:
         return ACTIVATIONS["identity"]
@@ -116,25 +122,55 @@ def _activation_of_module(module: nn.Module, call: str) -> Activation:
                 f"manualgrad.{call}: {module}: approximate must be 'none' or 'tanh', as in torch"
             )
         name = "gelu_tanh" if module.approximate == "tanh" else "gelu"
-    parameters = tuple((key, float(getattr(module, key))) for key in attributes)
-    if parameters == _defaults(name, attributes):
+    parameters = {key: float(getattr(module, key)) for key in attributes}
+    return _with_constants(name, parameters, module, call)
+
+
+def _activation_of_text(text: str, call: str) -> Activation:
+    """'leaky_relu(negative_slope=0.1)', read as a call of literals and never run."""
+    try:
+        parsed = ast.parse(text.strip(), mode="eval").body
+        if not isinstance(parsed, ast.Call) or parsed.args:
+            raise ValueError("it is not a name with constants")
+        act = activation_of(ast.unparse(parsed.func), call)
+        given = {str(k.arg): float(ast.literal_eval(k.value)) for k in parsed.keywords}
+        unknown = [key for key in given if key not in _defaults(act.name)]
+        if unknown:
+            raise ValueError(f"{act.name} has no constant {unknown[0]}")
+    except (SyntaxError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"manualgrad.{call}: activation {text!r} cannot be read ({error}); write a name, or "
+            f"one with its constants, such as 'leaky_relu(negative_slope=0.1)'"
+        ) from None
+    return _with_constants(act.name, given, text, call)
+
+
+# what torch.compiler.assume_constant_result sets, which would import all of Dynamo
+setattr(_activation_of_text, "_dynamo_marked_constant", True)  # noqa: B010
+
+
+def _with_constants(name: str, given: dict[str, float], spec: Any, call: str) -> Activation:
+    defaults = _defaults(name)
+    parameters = {key: given.get(key, default) for key, default in defaults.items()}
+    if parameters == defaults:
         return ACTIVATIONS[name]
-    if not all(math.isfinite(value) for _, value in parameters):
-        raise ValueError(f"manualgrad.{call}: {module} has a parameter that is not finite")
+    if not all(math.isfinite(value) for value in parameters.values()):
+        raise ValueError(f"manualgrad.{call}: {spec} has a parameter that is not finite")
     if name in REFUSED:
         key, refused, reason = REFUSED[name]
-        if refused(dict(parameters)[key]):
+        if refused(parameters[key]):
             raise ValueError(
-                f"manualgrad.{call}: {module} has no derivative by hand, {reason}; "
-                f"choose another {key}"
+                f"manualgrad.{call}: {spec} has no derivative by hand, {reason}; choose another "
+                f"{key}"
             )
-    return recall(name, parameters)
+    return recall(name, tuple(parameters.items()))
 
 
 @functools.cache
-def _defaults(name: str, attributes: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
-    keywords = dict(zip(attributes, ACTIVATIONS[name].sigma.__defaults__ or (), strict=True))
-    return tuple(keywords.items())
+def _defaults(name: str) -> dict[str, float]:
+    """The constants of an activation's formulas."""
+    constants = list(inspect.signature(ACTIVATIONS[name].sigma).parameters.values())[1:]
+    return {constant.name: constant.default for constant in constants}
 
 
 def _suggestion(name: str) -> str:

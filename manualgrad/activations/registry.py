@@ -2,6 +2,8 @@
 
 import functools
 import inspect
+import marshal
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +22,8 @@ class Activation:
     keeps:        'z' or 'a', the tensor that sigma_prime is a function of
     is_identity:  sigma(z) = z, so there is nothing to keep and nothing to multiply by
     hides_z:      a Function returns z, hidden, next to a, because sigma' is written in it
+    text:         the name and the constants, in every digit; activation_of reads it back
+    digest:       of the formulas' code: another after every change of theirs
     """
 
     name: str
@@ -33,6 +37,8 @@ class Activation:
     keeps: str = field(init=False)
     is_identity: bool = field(init=False)
     hides_z: bool = field(init=False)
+    text: str = field(init=False)
+    digest: str = field(init=False)
 
     def __post_init__(self) -> None:
         keeps = next(iter(inspect.signature(self.sigma_prime).parameters))
@@ -40,6 +46,10 @@ class Activation:
         object.__setattr__(self, "keeps", keeps)
         object.__setattr__(self, "is_identity", identity)
         object.__setattr__(self, "hides_z", keeps == "z" and not identity)
+        constants = ", ".join(f"{name}={value!r}" for name, value in self.parameters)
+        object.__setattr__(self, "text", f"{self.name}({constants})" if constants else self.name)
+        code = marshal.dumps([_code(f) for f in (self.sigma, self.sigma_prime, self.sigma_second)])
+        object.__setattr__(self, "digest", f"{zlib.crc32(code):08x}")
 
     @functools.lru_cache(maxsize=256)  # noqa: B019  records live as long as the process
     def with_parameters(self, *parameters: tuple[str, float]) -> "Activation":
@@ -55,11 +65,15 @@ class Activation:
         )
 
     def __str__(self) -> str:
-        constants = ", ".join(f"{name}={value:g}" for name, value in self.parameters)
-        return f"{self.name}({constants})" if constants else self.name
+        return self.text
 
     def __reduce__(self):
         return recall, (self.name, self.parameters)
+
+
+def _code(formula: Any) -> tuple:
+    code = getattr(formula, "func", formula).__code__  # of a partial, with constants: what it binds
+    return code.co_code, code.co_consts, code.co_names
 
 
 ACTIVATIONS: dict[str, Activation] = {}

@@ -10,7 +10,7 @@ from manualgrad.verify.adjoint import adjointness
 from manualgrad.verify.judges import NotRun, crash, question, refusal
 from manualgrad.verify.native import beside_reference, unless_wrong_at_home
 from manualgrad.verify.readings import Reading
-from manualgrad.verify.subject import Movement, Run, Subject
+from manualgrad.verify.subject import Movement, Run, Subject, gradients_of
 from manualgrad.verify.variations import (
     EXPANSIONS,
     LAYOUTS,
@@ -121,7 +121,7 @@ def unused_outputs(subject: Subject) -> Iterator[Reading]:
         leaves = subject.leaves(subject.given, subject.live)
         outputs = subject(leaves)
         asked = [leaves[i] for i in subject.live]
-        found = torch.autograd.grad(outputs[k], asked, v[k].clone(), allow_unused=True)
+        found = gradients_of([outputs[k]], asked, [v[k].clone()])
         return Run([o.detach() for o in outputs], list(found), tuple(subject.live))
 
     def variations() -> Iterator[Variation]:

@@ -3,12 +3,14 @@
 import copy
 import functools
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from manualgrad import compat
 
@@ -17,7 +19,7 @@ class Callee:
     """A function. borrowed: leaf tensors that it reads without their being arguments.
 
     While the check runs, a borrowed tensor holds the values it is checked at; ``give_back`` ends
-    that. It keeps its own memory, gradient and flags. So do the buffers of modules behind fn.
+    that. It keeps its own memory, gradient and flags.
     """
 
     module: nn.Module | None = None
@@ -26,7 +28,6 @@ class Callee:
         self.fn = fn
         self.parameters = {f"params[{i}]": p for i, p in enumerate(borrowed)}
         self._own = [(p, p.data, p.requires_grad) for p in borrowed]
-        self._buffers = [(b, b.detach().clone()) for m in modules_behind(fn) for b in m.buffers()]
 
     def __call__(self, arguments: Sequence[Any], parameters: Sequence[Tensor]) -> Any:
         for p, value in zip(self.parameters.values(), parameters, strict=True):
@@ -47,8 +48,6 @@ class Callee:
         for p, data, live in self._own:
             p.data = data
             p.requires_grad_(live)
-        for buffer, before in self._buffers:  # a running mean, say
-            buffer.detach().copy_(before)
 
 
 class ModuleCallee(Callee):
@@ -90,37 +89,12 @@ def _is_real(tensor: Tensor) -> bool:
     return tensor.is_floating_point()
 
 
-def modules_behind(fn: Any) -> list[nn.Module]:
-    """The modules that a function calls, as far as they stand in it by name."""
-    if isinstance(fn, nn.Module):
-        return []
-    if isinstance(fn, functools.partial):
-        return [*modules_behind(fn.func), *(v for v in fn.args if isinstance(v, nn.Module))]
-    code = getattr(fn, "__code__", None)
-    cells = [c.cell_contents for c in getattr(fn, "__closure__", None) or () if _is_full(c)]
-    names = getattr(fn, "__globals__", {})
-    read = [names[name] for name in code.co_names if name in names] if code else []
-    found = [
-        getattr(fn, "__self__", None),
-        *cells,
-        *read,
-        *(getattr(fn, "__defaults__", None) or ()),
-    ]
-    return [value for value in found if isinstance(value, nn.Module)]
-
-
-def _is_full(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
-
-
 def name_of(fn: Any) -> str:
     """How a report calls fn."""
     if isinstance(fn, nn.Module):
         return type(fn).__name__
+    if isinstance(fn, functools.partial):
+        return name_of(fn.func)
     owner = getattr(fn, "__self__", None)
     if isinstance(owner, type) and issubclass(owner, Function):
         return f"{owner.__name__}.apply"
@@ -138,7 +112,38 @@ def called(fn: Any, role: str = "fn") -> Any:
             f"manualgrad.check: {role} must be a callable, a module or an autograd Function, got "
             f"{fn!r:.80}"
         )
+    if isinstance(fn, torch.jit.ScriptModule):
+        raise TypeError(
+            f"manualgrad.check: {role} is a module of torch.jit, whose parameters cannot be "
+            f"replaced; pass the module that it was made from"
+        )
     return fn
+
+
+def initialised(module: Any, inputs: Sequence[Any], role: str = "fn") -> Any:
+    """A lazy module's copy after one call on the inputs; anything else as it is."""
+    if not isinstance(module, nn.Module) or not is_uninitialised(module):
+        return module
+    module = _copied(module)
+    try:
+        with torch.no_grad():
+            module(*inputs)
+    except (Exception, SystemExit) as error:
+        raise TypeError(
+            f"manualgrad.check: {role} is a lazy {type(module).__name__}, and the call on the "
+            f"inputs given that would initialise it raised {type(error).__name__}: {error}; call "
+            f"it once first, on inputs that it takes"
+        ) from error
+    if is_uninitialised(module):
+        raise TypeError(
+            f"manualgrad.check: {role} is a lazy {type(module).__name__}, which a call on the "
+            f"inputs given does not initialise entirely; call it once first"
+        )
+    return module
+
+
+def is_uninitialised(module: nn.Module) -> bool:
+    return any(map(is_lazy, (*module.parameters(), *module.buffers())))
 
 
 def callee_of(fn: Any, params: Any = None) -> Callee:
@@ -149,8 +154,11 @@ def callee_of(fn: Any, params: Any = None) -> Callee:
 
 
 def _copied(module: nn.Module) -> nn.Module:
+    lazy = [b for b in module.buffers() if is_lazy(b)]  # torch copies lazy parameters alone
+    buffer: Any = UninitializedBuffer
+    memo = {id(b): buffer(device=b.device, dtype=b.dtype) for b in lazy}
     try:
-        return copy.deepcopy(module)
+        return copy.deepcopy(module, memo)
     except Exception as error:
         raise TypeError(
             f"manualgrad.check: {type(module).__name__} cannot be copied ({error}), and a check "
@@ -175,18 +183,20 @@ def _chosen(module: nn.Module, params: Any) -> list[str] | None:
     """The names of the parameters to differentiate by; None for all."""
     if params is None:
         return None
-    named = dict(module.named_parameters())
+    name_by_id = {id(p): name for name, p in module.named_parameters()}
+    every = dict(module.named_parameters(remove_duplicate=False))  # a tied one has several names
     names = []
     for p in _listed(params):
-        found = [p] if p in named else [name for name, own in named.items() if own is p]
-        if not found:
-            what = repr(p) if isinstance(p, str) else "a tensor that is not its own"
+        own = every.get(p) if isinstance(p, str) else p
+        if id(own) not in name_by_id:
+            what = repr(p) if isinstance(p, str) else f"{p!r:.80}, no name and no tensor"
+            what = "a tensor that is not its own" if isinstance(p, Tensor) else what
             raise ValueError(
                 f"manualgrad.check: params names {what}, but {type(module).__name__} has "
-                f"{', '.join(named) or 'no parameters'}"
+                f"{', '.join(every) or 'no parameters'}"
             )
-        names += found
-    return names
+        names.append(name_by_id[id(own)])
+    return list(dict.fromkeys(names))
 
 
 def _borrowed(params: Any) -> list[Tensor]:
@@ -227,14 +237,20 @@ def labelled(tree: Any, label: str) -> Iterator[tuple[str, Tensor]]:
 
 def with_tensors(tree: Any, tensors: Iterator[Tensor]) -> Any:
     """The same tree with the next tensors in the places of its own."""
-    if isinstance(tree, Tensor):
-        return next(tensors)
+    return changed(tree, lambda leaf: next(tensors) if isinstance(leaf, Tensor) else leaf)
+
+
+def changed(tree: Any, change: Callable[[Any], Any]) -> Any:
+    """The same tree with its leaves changed, those that are no tensors too."""
     if isinstance(tree, dict):
-        return type(tree)((key, with_tensors(value, tensors)) for key, value in tree.items())
+        items = {key: changed(value, change) for key, value in tree.items()}
+        if isinstance(tree, defaultdict):
+            return type(tree)(tree.default_factory, items)
+        return type(tree)(items)
     if isinstance(tree, (list, tuple)):
-        values = [with_tensors(value, tensors) for value in tree]
+        values = [changed(value, change) for value in tree]
         return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
-    return tree
+    return change(tree)
 
 
 def argument_names(fn: Any, count: int) -> list[str]:

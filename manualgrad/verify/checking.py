@@ -7,6 +7,7 @@ from typing import Any
 from manualgrad.verify import (  # noqa: F401  each adds its questions to CHECKS, in this order
     adjoint,
     arrivals,
+    calls,
     devices,
     differences,
     extremes,
@@ -15,11 +16,17 @@ from manualgrad.verify import (  # noqa: F401  each adds its questions to CHECKS
     seconds,
     unharmed,
 )
-from manualgrad.verify.isolation import undisturbed
+from manualgrad.verify.callee import initialised
+from manualgrad.verify.isolation import buffers_given_back, undisturbed
 from manualgrad.verify.judges import CHECKS, Check, crash, put
 from manualgrad.verify.report import FINDING, JUDGES, NOT_RUN, CheckReport, Outcome
 from manualgrad.verify.settle import CannotRunError, settle
 from manualgrad.verify.subject import Subject
+
+RESULTS = (
+    "results are looked for in tensors, and in lists, tuples and dicts of them; for another type "
+    "pass a function that returns its tensors"
+)
 
 
 @dataclass(frozen=True)
@@ -39,11 +46,13 @@ class Settings:
 def examine(fn: Any, inputs: tuple, params: Any, reference: Any, settings: Settings) -> CheckReport:
     """A report on fn: every question of the judges."""
     with undisturbed():
-        subject = Subject(fn, inputs, params, reference, settings.seed)
-        try:
-            outcomes, notes = _asked(subject, settings)
-        finally:
-            subject.callee.give_back()
+        fn, reference = initialised(fn, inputs), initialised(reference, inputs, "reference")
+        with buffers_given_back((fn, reference, *inputs)):
+            subject = Subject(fn, inputs, params, reference, settings.seed)
+            try:
+                outcomes, notes = _asked(subject, settings)
+            finally:
+                subject.callee.give_back()
     return CheckReport(subject.name, outcomes, notes)
 
 
@@ -52,12 +61,12 @@ def _asked(subject: Subject, settings: Settings) -> tuple[list[Outcome], list[st
     questions = [c for c in questions if c.name not in settings.without]
     try:
         notes = settle(subject)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = str(error) if isinstance(error, CannotRunError) else crash(error)
         outcomes = [Outcome("conduct", "a call on the inputs given", FINDING, text)]
         reason = "fn does not run on the inputs given"
         outcomes += [Outcome(c.judge, c.name, NOT_RUN, reason) for c in questions]
-        return outcomes, []
+        return outcomes, [RESULTS] if isinstance(error, CannotRunError) else []
     outcomes = []
     for check in with_progress(questions, subject.name):
         outcomes += put(check, subject, settings.atol, settings.rtol)

@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from manualgrad.verify.reach import reached
 
 MEMORY: Any = torch.utils.deterministic
 
@@ -30,6 +34,7 @@ def undisturbed() -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autograd.set_detect_anomaly(False))
         for kind in ("cpu", "cuda") if devices else ("cpu",):
             stack.enter_context(torch.autocast(kind, enabled=False))
         try:
@@ -39,6 +44,42 @@ def undisturbed() -> Iterator[None]:
             if numpy:
                 numpy.random.set_state(states[1])
             torch.set_default_dtype(dtype)
+
+
+@contextlib.contextmanager
+def buffers_given_back(roots: Any) -> Iterator[None]:
+    """The modules that these reach have their buffers again, a running mean, say, on the way out.
+
+    What did not change is not written: a graph of the caller's may have saved it. Raises TypeError
+    for a lazy module among them: it would stay initialised.
+    """
+    modules = reached(roots, nn.Module)
+    for module in modules:
+        if any(map(is_lazy, (*module.parameters(), *module.buffers()))):
+            raise TypeError(
+                f"manualgrad.check: fn calls a lazy {type(module).__name__}, which a check would "
+                f"leave initialised; call it once first"
+            )
+    held = [(m._buffers, dict(m._buffers)) for m in modules if m._buffers]
+    values = {id(b): b for _, own in held for b in own.values() if b is not None}
+    before = [(b, b.detach().clone()) for b in values.values()]
+    try:
+        yield
+    finally:
+        for now, own in held:
+            if list(map(id, now.values())) != list(map(id, own.values())):
+                now.clear()
+                now.update(own)
+        for buffer, value in before:
+            if not same(buffer, value):
+                buffer.detach().copy_(value)
+
+
+def same(one: Tensor, two: Tensor) -> bool:
+    """Equal in shape and entries, NaN with NaN too."""
+    if one.shape != two.shape:
+        return False
+    return bool(((one == two) | ((one != one) & (two != two))).all())
 
 
 @contextlib.contextmanager
@@ -61,6 +102,16 @@ def _determinism() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
         MEMORY.fill_uninitialized_memory = fill
+
+
+def generators() -> tuple:
+    """The states of the generators: another one after anybody drew."""
+    numpy = sys.modules.get("numpy")
+    theirs = numpy.random.get_state() if numpy else ()
+    own = [torch.get_rng_state()]
+    if torch.cuda.is_initialized():
+        own += torch.cuda.get_rng_state_all()
+    return random.getstate(), str(theirs), [bytes(state.tolist()) for state in own]
 
 
 def seed_everything(seed: int) -> None:

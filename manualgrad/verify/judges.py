@@ -53,7 +53,7 @@ def put(check: Check, subject: Any, atol: float = 0.0, rtol: float = 0.0) -> lis
             readings.append(reading.tolerating(atol, rtol))
     except NotRun as reason:
         outcomes.append(Outcome(check.judge, check.name, NOT_RUN, str(reason)))
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # fn may not end the process either
         readings.append(Reading(crash(error)))
     wrong = [r for r in readings if r.wrong]
     for r in wrong[:MOST]:

@@ -11,7 +11,15 @@ from manualgrad.verify.adjoint import adjointness
 from manualgrad.verify.judges import NotRun, first_line, question, refusal
 from manualgrad.verify.native import unless_wrong_at_home
 from manualgrad.verify.readings import Reading
-from manualgrad.verify.subject import Movement, Run, Subject, duplicate, in_mode
+from manualgrad.verify.subject import (
+    Movement,
+    Run,
+    Subject,
+    dense,
+    duplicate,
+    gradients_of,
+    in_mode,
+)
 from manualgrad.verify.variations import Variation, alike, compared
 
 AMP = (torch.bfloat16, torch.float16)
@@ -20,6 +28,8 @@ AMP = (torch.bfloat16, torch.float16)
 @question("conduct", "without gradients")
 def without_gradients(subject: Subject) -> Iterator[Reading]:
     """The same values under no_grad and inference_mode, where nothing is kept."""
+    if subject.differentiates:
+        raise NotRun(f"fn needs gradients on: {subject.differentiates}")
     want = Run(subject.plain.outputs, [], ())
     moved = Movement(subject.moved.outputs, [])
     for name, mode in (("no_grad", torch.no_grad), ("inference_mode", torch.inference_mode)):
@@ -84,7 +94,7 @@ def _under_autocast(subject: Subject, tensors: Sequence[Tensor], kind: str, dtyp
         outputs = subject(leaves, callee)
     asked = [leaves[i] for i in subject.live]
     v = subject.output_gradients(outputs)
-    return outputs, torch.autograd.grad(outputs, asked, v, allow_unused=True)
+    return outputs, gradients_of(outputs, asked, v)
 
 
 def _reference_dtypes(subject: Subject, tensors, kind: str, dtype) -> list[torch.dtype] | None:
@@ -108,9 +118,9 @@ def checkpointed(subject: Subject) -> Iterator[Reading]:
         v = subject.output_gradients(outputs)
         if reentrant:  # it does not work with autograd.grad
             torch.autograd.backward(outputs, v)
-            found = [leaf.grad for leaf in asked]
+            found = [dense(leaf.grad) for leaf in asked]
         else:
-            found = torch.autograd.grad(outputs, asked, v, allow_unused=True)
+            found = gradients_of(outputs, asked, v)
         return Run([o.detach() for o in outputs], list(found), tuple(subject.live))
 
     # a reentrant one would leave gradients behind in tensors that are not fn's arguments
@@ -135,8 +145,9 @@ def transforms(subject: Subject) -> Iterator[Reading]:
     v = subject.output_gradients(subject.plain.outputs)
 
     def cost(*tensors: Tensor) -> Tensor:
-        products = [(o * g).sum() for o, g in zip(values(*tensors), v, strict=True)]
-        return torch.stack([p.double() for p in products]).sum()
+        pairs = zip(values(*tensors), v, strict=True)
+        products = [(o * g.conj() if o.is_complex() else o * g).sum() for o, g in pairs]
+        return torch.stack([(p.real if p.is_complex() else p).double() for p in products]).sum()
 
     refused = []
     for group in [batched, batched[:1]] if len(batched) > 1 else [batched]:
@@ -182,7 +193,7 @@ def compiled(subject: Subject) -> Iterator[Reading]:
         leaves = subject.leaves(subject.given, subject.live)
         outputs = program(*leaves[:count])
         v = subject.output_gradients(outputs)
-        found = torch.autograd.grad(outputs, [leaves[i] for i in wrt], v, allow_unused=True)
+        found = gradients_of(outputs, [leaves[i] for i in wrt], v)
     except Exception as error:
         raise NotRun(f"fn does not compile in one graph: {first_line(error)}") from error
     got = Run([o.detach() for o in outputs], list(found), tuple(wrt))

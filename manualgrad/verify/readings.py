@@ -82,11 +82,11 @@ def describe(what: str, ours: Tensor, theirs: Tensor, gap: Tensor, allowed: floa
     where = str(index) if index else "the value"
     one, two = (t.reshape(-1)[worst].item() for t in (ours, theirs))
     looks = pattern(ours, theirs, gap > allowed)
-    text = f"{what}: {where} is {_told_apart(one, two)}, should be {_told_apart(two, one)}"
+    text = f"{what}: {where} is {told_apart(one, two)}, should be {told_apart(two, one)}"
     return f"{text}; {looks}" if looks else text
 
 
-def _told_apart(value: Any, other: Any) -> str:
+def told_apart(value: Any, other: Any) -> str:
     """value in as many digits as tell it from the other."""
     if not isinstance(value, float):
         return str(value)

@@ -1,5 +1,6 @@
 """The gradient of the gradient: through backward's own graph, by differences, or refused."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -44,7 +45,10 @@ class SecondDerivative:
         def phi(h: float) -> tuple[float, float]:
             moved = list(tensors)
             moved[i] = (tensors[i] + h * cast(Tensor, towards)).to(tensors[i].dtype)
-            return inner(self.w, self.subject.run(moved, v=self.v).gradients)
+            try:
+                return inner(self.w, self.subject.run(moved, v=self.v).gradients)
+            except Exception:
+                return math.nan, 0.0  # the step leads out of what fn takes
 
         return phi
 

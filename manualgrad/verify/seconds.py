@@ -1,5 +1,6 @@
 """Questions of the second derivative, to three judges: is it there, and is it right?"""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -10,7 +11,7 @@ from manualgrad.verify.adjoint import SHARP
 from manualgrad.verify.judges import NotRun, crash, question
 from manualgrad.verify.native import error_of_float32, reference_run, unless_wrong_at_home
 from manualgrad.verify.numeric import inner, slope
-from manualgrad.verify.readings import Reading, compare
+from manualgrad.verify.readings import Reading, compare, told_apart
 from manualgrad.verify.second import (
     SecondDerivative,
     double_backward,
@@ -42,12 +43,13 @@ def second_against_differences(subject: Subject) -> Iterator[Reading]:
         theirs, bar = differences.value, differences.bar
         ours, size = inner([second.of[i]], [second.towards[i]])
         size = max(size, abs(theirs))
-        if differences.says_nothing(size):
+        if not math.isfinite(theirs) or differences.says_nothing(size):
             raise NotRun("the gradient is not smooth enough here to be differenced")
-        allowed = tolerance.SLACK * (bar + eps * size)
+        allowed = tolerance.beside_differences(bar, eps, size)
         text = (
             f"the gradient, differentiated by {subject.label(i)} through its own backward pass: "
-            f"{ours:.9g} along a random direction, differences of the gradient say {theirs:.9g}"
+            f"{told_apart(ours, theirs)} along a random direction, differences of the gradient say "
+            f"{told_apart(theirs, ours)}"
         )
         yield Reading(text, abs(ours - theirs), allowed, size)
 

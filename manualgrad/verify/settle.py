@@ -1,5 +1,6 @@
 """Before the questions: does fn run, is it random, does it take float64, is it smooth here?"""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from manualgrad.verify import tolerance
-from manualgrad.verify.isolation import seed_everything
+from manualgrad.verify.isolation import generators, seed_everything
 from manualgrad.verify.judges import first_line
 from manualgrad.verify.numeric import inner, kinked
 from manualgrad.verify.subject import Subject, random_like
@@ -29,8 +30,15 @@ def settle(subject: Subject) -> list[str]:
         what = "result requires a gradient" if outputs else "tensor comes out of it"
         raise CannotRunError(f"no {what}, so nothing can be differentiated")
     subject.kept = flowing
+    still = [i for i, o in enumerate(outputs) if o.is_floating_point() and not o.requires_grad]
+    if still:
+        notes.append(
+            f"result {', '.join(map(str, still))} of fn carries no gradient, so its values alone "
+            f"are checked, and those beside a reference only; was it meant to?"
+        )
     if subject.writes_inputs:
         notes.append("fn writes into its inputs, as its error on a leaf says; it is given copies")
+    subject.differentiates = _needs_gradients_on(subject)
     subject.random = _is_random(subject)
     if subject.random:
         notes.append(f"fn is random; every call of it starts from seed {subject.seed}")
@@ -82,15 +90,26 @@ def nodes(tensors: Iterable[Tensor]) -> Iterator[Any]:
                 waiting.append(below)
 
 
-def _is_random(subject: Subject) -> bool:
-    """Does another seed change the outputs, where the same one does not?"""
-    results = []
-    for seed in (1, 1, 2):
-        seed_everything(seed)
+def _needs_gradients_on(subject: Subject) -> str:
+    """What fn says under no_grad, if it differentiates inside itself: forces, penalties."""
+    try:
         with torch.no_grad():
-            results.append(subject(subject.leaves(subject.given, ())))
-    first, again, other = results
-    return _same(first, again) and not _same(first, other)
+            subject(subject.leaves(subject.given, ()))
+    except Exception as error:
+        return first_line(error)
+    return ""
+
+
+def _is_random(subject: Subject) -> bool:
+    """Does it draw, in forward or backward, and does the same seed give the same results?"""
+    runs, drew = [], False
+    for _ in range(2):
+        seed_everything(1)
+        before = generators()
+        runs.append(subject.run(subject.given))
+        drew = drew or before != generators()
+    first, again = runs
+    return drew and _same(first.outputs, again.outputs)
 
 
 def _same(ones: Sequence[Tensor], twos: Sequence[Tensor]) -> bool:
@@ -128,9 +147,16 @@ def directions(subject: Subject, tensors: Sequence[Tensor], salt: int = 0) -> li
     made: list[Tensor | None] = [None] * len(tensors)
     for i in subject.live:
         t = tensors[i]
-        size = t.abs().double().square().mean().sqrt().item() if t.numel() else 1.0
+        size = typical(t)
         made[i] = random_like(t, subject.seed + 31 * (salt + 1) + i) * (size or 1.0)
     return made
+
+
+def typical(t: Tensor) -> float:
+    """The root mean square of what is finite in t."""
+    entries = t.abs().double()
+    entries = entries[entries.isfinite()]
+    return entries.square().mean().sqrt().item() if entries.numel() else 1.0
 
 
 def along(
@@ -146,7 +172,12 @@ def along(
             t if u is None else (t + h * u).to(t.dtype)
             for t, u in zip(tensors, towards, strict=True)
         ]
-        return inner(v, subject(subject.leaves(moved, ())))
+        try:
+            return inner(v, subject(subject.leaves(moved, ())))
+        except Exception:
+            if h == 0.0:
+                raise
+            return math.nan, 0.0  # the step leads out of what fn takes
 
     return phi
 
@@ -157,7 +188,7 @@ def _smooth_point(subject: Subject) -> tuple[list[Tensor], str]:
     v = subject.output_gradients(subject(subject.leaves(tensors, ())))
     towards = directions(subject, tensors, salt=50)
     for attempt in range(TRIES):
-        if not kinked(along(subject, tensors, towards, v), precision(tensors)):
+        if not _rough(along(subject, tensors, towards, v), tensors, attempt):
             note = "the inputs lie on a kink; differences are taken right beside it"
             return tensors, note if attempt else ""
         shift = directions(subject, subject.exact, salt=60 + attempt)
@@ -167,3 +198,14 @@ def _smooth_point(subject: Subject) -> tuple[list[Tensor], str]:
         ]
     note = "fn looks like a staircase close up: does it compute in less than its inputs' dtype?"
     return list(subject.exact), note
+
+
+def _rough(phi: Callable, tensors: Sequence[Tensor], attempt: int) -> bool:
+    """On a kink; a point beside the caller's must also be one that fn takes."""
+    if attempt:
+        try:
+            if not math.isfinite(phi(0.0)[0]):
+                return True
+        except Exception:
+            return True
+    return kinked(phi, precision(tensors))

@@ -47,9 +47,10 @@ class Subject:
     given: the caller's values and dtypes, copied. exact: the same in float64, or as given where fn
     refuses float64 (exact_note says so). live: the positions that are differentiated by.
     labels: a name for each. manualgrad.verify.settle finds out the rest: kept, the positions among
-    fn's results that have a gradient; random; writes_inputs; captured, leaves of its graph that
-    are not among its tensors; plain, one run at given, and moved, what rounding does to it; point,
-    like exact but off the kinks.
+    fn's results that have a gradient; random; writes_inputs; differentiates, what fn says where
+    gradients are off, if it needs them; captured, leaves of its graph that are not among its
+    tensors; plain, one run at given, and moved, what rounding does to it; point, like exact but off
+    the kinks.
     """
 
     def __init__(self, fn: Any, inputs: tuple, params: Any, reference: Any, seed: int):
@@ -81,6 +82,7 @@ class Subject:
         self.reference = twin_of(self.callee, reference)
         self.kept: list[int] | None = None
         self.random = self.writes_inputs = False
+        self.differentiates = ""
         self.captured: list[Tensor] = []
         self.plain: Run
         self.moved: Movement
@@ -111,8 +113,9 @@ class Subject:
         made = []
         for i, t in enumerate(tensors):
             value = duplicate(t)
+            live = i in wrt or (bool(self.differentiates) and i in self.live)
             if i < self.arguments:
-                made.append(value.requires_grad_(i in wrt))
+                made.append(value.requires_grad_(live))
             else:
                 made.append(self.callee.leaf(i - self.arguments, value, i in wrt))
         return made
@@ -149,8 +152,9 @@ class Subject:
         if wrt and flowing:
             ends, starts = zip(*flowing, strict=True)
             asked = [leaves[i] for i in wrt]
-            gradients = torch.autograd.grad(ends, asked, starts, allow_unused=True)
-        return Run([o.detach() for o in outputs], list(gradients), wrt)
+            gradients = gradients_of(ends, asked, starts)
+        kept = [None if g is None else g.detach().clone() for g in gradients]
+        return Run([o.detach().clone() for o in outputs], kept, wrt)  # fn's memory is fn's
 
     def moved_by_rounding(self, tensors: Sequence[Tensor], run: Run, **how: Any) -> Movement:
         """How far run's results move when every input moves by its last digit."""
@@ -183,6 +187,20 @@ class Subject:
 def resolved(tensor: Tensor) -> Tensor:
     """The values alone, with no graph and no lazy conjugation or negation."""
     return tensor.detach().resolve_conj().resolve_neg()
+
+
+def gradients_of(
+    outputs: Sequence[Tensor], asked: Sequence[Tensor], v: Sequence[Tensor], **how: Any
+) -> list[Tensor | None]:
+    """torch.autograd.grad; None where no graph leads, and a sparse gradient as a dense one."""
+    found = torch.autograd.grad(outputs, asked, v, allow_unused=True, **how)
+    return [dense(g) for g in found]
+
+
+def dense(gradient: Tensor | None) -> Tensor | None:
+    if gradient is None or gradient.layout is torch.strided:
+        return gradient
+    return gradient.to_dense()
 
 
 def duplicate(tensor: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 TWICE = 2.0
+EXACT = 1e-9  # relative
 SLACK = 8.0  # on what a few random roundings moved, which is a sample and not a bound
 
 
@@ -38,6 +39,15 @@ def beside_torch(truth: Tensor | None, error: float, dtype: torch.dtype) -> floa
 def beside_rounding(result: Tensor | None, moved: float, dtype: torch.dtype) -> float:
     """What two computations of one result in dtype may differ by, if rounding moves it so far."""
     return SLACK * (moved + unit(dtype) * largest(result))
+
+
+def beside_differences(bar: float, eps: float, size: float) -> float:
+    """What a derivative may differ from a difference quotient by, bar being the quotient's own.
+
+    Not less than EXACT: some functions of float64 (digamma, the derivatives of lgamma) are
+    themselves no more exact than that.
+    """
+    return max(SLACK * (bar + eps * size), EXACT * size)
 
 
 def rounded_otherwise(tensors: Sequence[Tensor], seed: int) -> list[Tensor]:

@@ -1,0 +1,46 @@
+"""The layers as PyTorch's own graph, for where a node of ours cannot stand.
+
+In forward mode a Function needs a jvp, and a Function with one cannot be compiled. Here the affine
+half is PyTorch's, and sigma is a Function whose two derivatives, backward and forward, are the
+record's. Where PyTorch gets any Function wrong, sigma too is its own (the record's oracle):
+
+    jvp of jvp          a Function's jvp is not differentiated again (pytorch/pytorch#197867)
+    compiled transforms torch.compile differentiates what is inside a Function (#193279)
+    jit.trace           would record the forward pass alone
+    complex, nested     the formulas are for dense real numbers
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from manualgrad import compat
+from manualgrad.activations import Activation
+from manualgrad.differentiable import differentiable
+from manualgrad.formula import rounded_once
+
+
+def linear_act(
+    x: Tensor, act: Activation, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, ...]:
+    """As manualgrad.functions.linear_act: (x (M, K), act, weight (N, K), bias (N,)) -> (a,)."""
+    z = F.linear(x, weight, bias)
+    if act.is_identity:
+        return (z,)
+    if only_native() or z.is_complex() or z.is_nested:
+        return (act.oracle(z),)
+    return (rounded_once(differentiable(act).sigma, z),)
+
+
+def mlp(x: Tensor, chain: Any, *params: Any) -> tuple[Tensor, ...]:
+    """As manualgrad.functions.mlp: (x, chain, W1, b1, ...) -> (a^L,)."""
+    for l in range(1, chain.depth + 1):
+        (x,) = linear_act(x, chain.acts[l], params[2 * l - 2], params[2 * l - 1])
+    return (x,)
+
+
+def only_native() -> bool:
+    """PyTorch would differentiate a Function wrongly here, or not record it."""
+    return torch.compiler.is_compiling() or compat.forward_mode_nested() or compat.tracing_by_jit()

@@ -1,0 +1,109 @@
+"""Inside everything PyTorch puts around a model: right numbers, and whose backward gave them."""
+
+import contextlib
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from modes import MODES, OURS
+from opaque import opaque_kernels
+
+import manualgrad as mg
+from manualgrad import aten, equations, ops
+from manualgrad.activations import activation_of
+
+ACTS = ("relu", "gelu", "identity", "leaky_relu(negative_slope=0.2)")
+
+
+def tensors(dtype=torch.float64):
+    torch.manual_seed(0)
+    shapes = (5, 4), (6, 4), (6,), (3, 6), (3,)
+    return [torch.randn(shape, dtype=dtype) for shape in shapes]
+
+
+def chain(name):
+    act = activation_of(name, "test")
+
+    def f(x, w1, b1, w2, b2):
+        return mg.mlp(x, [w1, w2], [b1, b2], act)
+
+    return f
+
+
+def layers(name):
+    act = activation_of(name, "test")
+
+    def f(x, w1, b1, w2, b2):
+        return mg.linear_act(mg.linear_act(x, w1, b1, act), w2, b2, act)
+
+    return f
+
+
+def native(name):
+    sigma = activation_of(name, "test").oracle
+
+    def f(x, w1, b1, w2, b2):
+        return sigma(F.linear(sigma(F.linear(x, w1, b1)), w2, b2))
+
+    return f
+
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch.jit's, in torch's own code
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*[Aa]nomaly"),
+]
+
+
+def setting(kernels, monkeypatch):
+    return opaque_kernels(monkeypatch) if kernels == "opaque" else contextlib.nullcontext()
+
+
+# every activation in two of the four settings, one in the others; few of what takes seconds
+CASES = [
+    (mode, act, make, kernels)
+    for mode in MODES
+    for make, kernels in itertools.product((chain, layers), ("plain", "opaque"))
+    for act in ACTS
+    if act == "gelu" or ((make is chain) == (kernels == "plain") and "inductor" not in mode)
+]
+
+
+@pytest.mark.parametrize(("mode", "act", "make", "kernels"), CASES)
+def test_right_numbers(mode, act, make, kernels, monkeypatch):
+    differentiate, _ = MODES[mode]
+    with setting(kernels, monkeypatch):
+        got = differentiate(make(act), tensors())
+    torch.testing.assert_close(got, differentiate(native(act), tensors()))
+
+
+SENTINELS = [
+    (mode, make, kernels)
+    for mode, act, make, kernels in CASES
+    if act == "gelu"
+    and MODES[mode][1]
+    and ("inductor" not in mode or (make, kernels) == (layers, "plain"))
+]
+
+
+@pytest.mark.parametrize(("mode", "make", "kernels"), SENTINELS)
+def test_whose_backward_runs(mode, make, kernels, monkeypatch, tmp_path):
+    """With BP4 doubled, the weights' gradients double if, and only if, our backward gave them."""
+    differentiate, whose = MODES[mode]
+    with setting(kernels, monkeypatch) as opaque:
+        before = differentiate(make("gelu"), tensors())
+        for backend in (aten, equations, ops, *([opaque] if opaque else [])):
+            rule = backend.bp4_weight_gradient
+            doubled = lambda *t, rule=rule, **k: 2 * rule(*t, **k)  # noqa: E731
+            monkeypatch.setattr(backend, "bp4_weight_gradient", doubled)
+        # torch.compile's caches cannot tell that a rule was patched
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+        after = differentiate(make("gelu"), tensors())
+    pairs = list(zip(flat(before), flat(after), strict=True))
+    weights = [torch.allclose(2 * a, b) for a, b in pairs if not torch.allclose(a, b)]
+    assert weights == [True] * (2 if whose == OURS else 0)
+
+
+def flat(results):
+    return torch.utils._pytree.tree_leaves(results)
