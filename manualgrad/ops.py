@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manualgrad import aten, backends, compat, routed
+from manualgrad import aten, backends, compat, routed, sharding
 from manualgrad._version import __version__
 from manualgrad.activations import Activation, activation_of
 from manualgrad.aten import bp3_bias_gradient, bp4_weight_gradient
@@ -240,6 +240,7 @@ def further_rules() -> None:
         torch.library.register_vmap(full, _vmap(operator, rows, batched), lib=LIBRARY)
         if mode is not None:
             torch.library.register_torch_dispatch(full, mode, _in_a_graph(kernel), lib=LIBRARY)
+    sharding.register()
 
 
 def _in_a_graph(kernel: Callable) -> Callable[..., Any]:

@@ -22,6 +22,7 @@ LAYERS = [
         "triton_kernels",
         "manualgrad.formula",
         "manualgrad.files",
+        "manualgrad.sharding",
         "manualgrad.tables",
         "manualgrad._version",
     },
