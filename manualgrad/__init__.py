@@ -11,6 +11,7 @@ from manualgrad.backends import backend
 from manualgrad.explanation import explain
 from manualgrad.functional import linear_act, mlp
 from manualgrad.losses import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from manualgrad.nn.patch import patch, unpatch
 from manualgrad.tuning import tune
 from manualgrad.verify import check
 
@@ -26,6 +27,8 @@ __all__ = [
     "mlp",
     "mse_loss",
     "nn",
+    "patch",
     "register_activation",
     "tune",
+    "unpatch",
 ]

@@ -175,7 +175,7 @@ def of_target(given: argparse.Namespace, judges: tuple[str, ...]) -> Any:
 def run_activations(given: argparse.Namespace) -> int:
     needs("tabulate")
     from manualgrad.activations import ACTIVATIONS
-    from manualgrad.verify.report import table
+    from manualgrad.tables import table
 
     rows = [
         (name, act.sigma.__doc__, act.sigma_prime.__doc__, "-" if act.is_identity else act.keeps,

@@ -113,3 +113,7 @@ def is_its_weights(layer: Any, forward: Callable[..., Any]) -> bool:
         )
     except AttributeError:
         return False
+
+
+global_module_hooks = getattr(torch.nn.modules.module, "_has_any_global_hook", lambda: False)
+"""True after torch.nn.modules.module.register_module_forward_hook and the like."""

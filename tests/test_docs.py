@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from families import needed
 from test_activations import LIMITS
 
 import manualgrad as mg
@@ -33,8 +34,16 @@ SHOWN = re.compile(
 OUTPUTS = [(path, m) for path in DOCUMENTS for m in SHOWN.finditer(path.read_text())]
 
 
+def ready(code):
+    """Skip a block that uses a library which is not there."""
+    for library in re.findall(r"^(?:import|from) (timm|transformers)", code, re.M):
+        needed(library)
+    return code
+
+
 def printed(code):
     """What a block prints, with one thread and the seed 0."""
+    ready(code)
     torch.manual_seed(0)
     with contextlib.redirect_stdout(io.StringIO()) as out:
         exec(compile(code, "example.py", "exec"), {})
@@ -52,7 +61,7 @@ CODE = [(path, i) for path in DOCUMENTS for i in range(len(blocks(path)))]
 @pytest.mark.usefixtures("registry")
 @pytest.mark.parametrize(("path", "i"), CODE, ids=[f"{relative(p)}-{i}" for p, i in CODE])
 def test_code_runs(path, i):
-    exec(compile(blocks(path)[i], relative(path), "exec"), {})
+    exec(compile(ready(blocks(path)[i]), relative(path), "exec"), {})
 
 
 @pytest.mark.skipif(torch.__version__[:5] != "2.13.", reason="the documents show torch 2.13")

@@ -5,6 +5,8 @@ Usage: python tools/environment.py VENV CONSTRAINTS
 Installs this repository, editable, with its dev extra and the pinned versions of CONSTRAINTS. A
 torch that is already there is kept, whatever its version and build (from 2.11 on): one in VENV, one
 that the interpreter sees, or one that PIP_CONSTRAINT names. Then torch and triton are not pinned.
+The libraries whose models the tests patch need the pinned torch: beside another they are left out,
+and those tests skipped.
 """
 
 import os
@@ -41,6 +43,7 @@ def make(venv, constraints):
             raise SystemExit("python -m venv failed; on Debian: apt-get install python3-venv")
     pins = constraints.read_text()
     kept = torch_of(str(python))
+    extra = "dev" if kept is None or f"torch=={kept.split('+')[0]}\n" in pins else "tools"
     if kept or os.environ.get("PIP_CONSTRAINT"):
         print("environment: keeping torch", kept or "as PIP_CONSTRAINT says", flush=True)
         pins = "".join(
@@ -49,7 +52,7 @@ def make(venv, constraints):
     chosen = venv / "constraints.txt"
     chosen.write_text(pins)
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install"]
-    installed = subprocess.run([*pip, "-c", str(chosen), "-e", ".[dev]"])
+    installed = subprocess.run([*pip, "-c", str(chosen), "-e", f".[{extra}]"])
     if installed.returncode:
         raise SystemExit("pip install failed; its message is above")
 

@@ -1,10 +1,11 @@
 """What was checked, what was found, and what could not be asked."""
 
 import math
-import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from manualgrad.tables import table, wrapped
 
 JUDGES = (
     "oracle",
@@ -139,11 +140,6 @@ class CheckReport:
         return lines
 
 
-def wrapped(text: str, indent: str) -> str:
-    """The text in lines of at most 100 characters."""
-    return textwrap.fill(text, 100, subsequent_indent=indent, break_long_words=False)
-
-
 def closest_call(outcomes: Sequence[Outcome]) -> str:
     """The largest share of what an error may be that one reached, and where."""
     shares = [(_share(o), o.case) for o in outcomes if o.status != NOT_RUN and o.allowed]
@@ -162,12 +158,3 @@ def _share(outcome: Outcome) -> float:
 
 def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
-    """By tabulate; where that is not installed, the same cells between bars."""
-    try:
-        from tabulate import tabulate
-    except ImportError:
-        return "\n".join(" | ".join(map(str, row)) for row in (headers, *rows))
-    return tabulate(rows, headers=headers)

@@ -1,0 +1,230 @@
+"""Reversible changes of single modules: the instance gets another class, and nothing else moves.
+
+The new class is a subclass of the module's own, so isinstance, names, parameters, hooks and
+state_dict stay. What it needs to know stands in the instance, so that copies and pickles of a
+patched model are patched models, and ``restore`` needs nothing but the module.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from manualgrad import compat, functions
+from manualgrad.activations import Activation
+from manualgrad.functional import linear_act, run
+from manualgrad.functions import IDENTITY, Chain
+
+
+class Swapped:
+    """The first base of every swapped class; the module's own class is the second.
+
+    _original: that class. _fused_state: the names of what the swap keeps in the instance. (Their
+    underscores keep them clear of a module's children, which may be called anything.)
+    """
+
+    _original: type
+    _fused_state: tuple[str, ...] = ()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """As the original class does it, but for the class: no import would find ours."""
+        make, arguments, *rest = cast(tuple, super().__reduce_ex__(protocol))
+        if arguments == (type(self),):  # make is copyreg's: cls.__new__(cls)
+            make, arguments = _new, (type(self).__mro__[1], self._original)
+        return make, arguments, *rest
+
+
+@functools.cache
+def swapped_class(how: type[Swapped], original: type) -> type:
+    """The one subclass of original that works as ``how`` says; its name is original's."""
+    names = {key: getattr(original, key) for key in ("__module__", "__qualname__", "__doc__")}
+    return type(original.__name__, (how, original), {**names, "_original": original})
+
+
+def _new(how: type[Swapped], original: type) -> Any:
+    cls: Any = swapped_class(how, original)
+    return cls.__new__(cls)
+
+
+def swap(module: nn.Module, how: type[Swapped], **state: Any) -> None:
+    """Give module the class that works as ``how`` says, and the state that it reads."""
+    module.__dict__.update(state)
+    module.__class__ = swapped_class(how, type(module))
+
+
+def restore(module: nn.Module) -> None:
+    """Give a swapped module its own class back."""
+    cls: Any = type(module)
+    module.__class__ = cls._original
+    for name in cls._fused_state:
+        module.__dict__.pop(name, None)
+
+
+def is_swapped(module: Any) -> bool:
+    return isinstance(module, Swapped)
+
+
+class FusedLinear(Swapped):
+    """A torch.nn.Linear that also computes the activation that follows it."""
+
+    _fused_state = ("_fused_activation",)
+    _fused_activation: Activation
+
+    def forward(self, input: Tensor) -> Tensor:
+        layer = cast(nn.Linear, self)
+        return run(
+            "nn.Linear",
+            functions.linear_act,
+            input,
+            self._fused_activation,
+            compat.weight_and_bias(layer),
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, activation={self._fused_activation}"  # type: ignore
+
+
+class FusedConv1D(Swapped):
+    """The same for the layer of GPT-2, whose weight is (inputs, outputs)."""
+
+    _fused_state = ("_fused_activation",)
+    _fused_activation: Activation
+    weight: Tensor
+    bias: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear_act(x, self.weight.t(), self.bias, self._fused_activation)
+
+
+class PassedOver(Swapped):
+    """An activation module whose work the layer before it has done: the input is the output."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input
+
+    def extra_repr(self) -> str:
+        own = super().extra_repr()  # type: ignore
+        return f"{own}, computed before" if own else "computed before"
+
+
+class HeldFunction:
+    """Stands where a module held an activation function whose work the layer before has done."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+
+    def __call__(self, input: Tensor) -> Tensor:
+        return input
+
+    def __repr__(self) -> str:
+        return f"{self.function!r}, computed before"
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Neighbours in a Sequential, the children start..stop-1, that are one chain.
+
+    linears: the positions of the Linears among them; the others are their activations.
+    chain: the activations, with the input's.
+    """
+
+    start: int
+    stop: int
+    linears: tuple[int, ...]
+    chain: Chain
+
+    def stands(self, children: Sequence[nn.Module]) -> bool:
+        """The children are still no more than their weights and formulas: no hooks, no changes."""
+        for i in range(self.start, self.stop):
+            child = children[i]
+            forward = nn.Linear.forward if i in self.linears else type(child).forward
+            if not compat.is_its_weights(child, forward) or is_compiled(child):
+                return False
+        return True
+
+
+class ChainedSequential(Swapped):
+    """A torch.nn.Sequential that computes each run of Linears and activations as one chain.
+
+    The children stay as they are, for whoever calls them one by one: so does this class, where
+    they have got hooks, or are no longer those that the runs were made of.
+    """
+
+    _fused_state = ("_fused_names", "_fused_children", "_fused_runs")
+    _fused_names: frozenset[str]
+    _fused_children: tuple[nn.Module, ...]
+    _fused_runs: tuple[Run, ...]
+
+    def forward(self, input: Tensor) -> Tensor:
+        children: Any = tuple(cast(nn.Module, self)._modules.values())
+        if children != self._fused_children or compat.global_module_hooks():
+            return super().forward(input)  # type: ignore
+        done = 0
+        for fused in self._fused_runs:
+            if fused.stands(children):
+                for child in children[done : fused.start]:
+                    input = child(input)
+                input, done = _chained(input, fused, children), fused.stop
+        for child in children[done:]:
+            input = child(input)
+        return input
+
+    def extra_repr(self) -> str:
+        places = ", ".join(f"{fused.start}-{fused.stop - 1}" for fused in self._fused_runs)
+        return (
+            f"{places} as one chain each" if len(self._fused_runs) > 1 else f"{places} as a chain"
+        )
+
+
+def _chained(input: Tensor, fused: Run, children: Sequence[Any]) -> Tensor:
+    params = [p for i in fused.linears for p in compat.weight_and_bias(children[i])]
+    if fused.chain.depth == 1:
+        return run("nn.Linear", functions.linear_act, input, fused.chain.acts[1], params)
+    return run("mlp", functions.mlp, input, fused.chain, params)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """After module.compile()."""
+    return getattr(module, "_compiled_call_impl", None) is not None
+
+
+def chain(
+    seq: nn.Sequential,
+    names: Iterable[str],
+    activation_of: Callable[[nn.Module | None], Activation | None],
+) -> None:
+    """Make seq compute the Linears called ``names``, with the activations behind them, in runs.
+
+    activation_of: the record of a child's activation, None where it is none that we know.
+    Where no activation is left to fuse, seq gets its own class back.
+    """
+    names = frozenset(names)
+    children: Any = tuple(seq._modules.items())
+    runs: list[Run] = []
+    i = 0
+    while i < len(children):
+        start, linears, acts = i, [], [IDENTITY]
+        while i < len(children) and children[i][0] in names:
+            if any(children[i][1].weight is children[l][1].weight for l in linears):
+                break  # torch.compile cannot trace one tensor at two places of a chain
+            linears.append(i)
+            act = activation_of(children[i + 1][1]) if i + 1 < len(children) else None
+            acts.append(act or IDENTITY)
+            i += 1 if act is None else 2
+        if any(not act.is_identity for act in acts):
+            runs.append(Run(start, i, tuple(linears), Chain(tuple(acts))))
+        i += not linears
+    if not is_swapped(seq):
+        swap(seq, ChainedSequential)
+    if not runs:
+        restore(seq)
+        return
+    seq.__dict__.update(
+        _fused_names=names,
+        _fused_children=tuple(child for _, child in children),
+        _fused_runs=tuple(runs),
+    )

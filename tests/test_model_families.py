@@ -1,0 +1,69 @@
+"""Real models: every pair that there is a formula for is fused, and training stays what it was."""
+
+import copy
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES
+
+import manualgrad as mg
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own, of their own dependencies
+
+
+def built(name):
+    build, pairs = FAMILIES[name]
+    torch.manual_seed(0)
+    model, args, kwargs = build()
+    return model.train(), args, kwargs, pairs
+
+
+def loss_of(output):
+    """Of the first floating tensor in what a model returns."""
+    while not isinstance(output, torch.Tensor):
+        output = next(iter(output.values() if isinstance(output, Mapping) else output))
+    return output.square().mean()
+
+
+def losses(model, args, kwargs, steps=4):
+    """Of SGD steps, dropout on, from the same seeds."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    values = []
+    for step in range(steps):
+        torch.manual_seed(step)
+        np.random.seed(step)
+        optimizer.zero_grad()
+        loss = loss_of(model(*args, **kwargs))
+        loss.backward()
+        optimizer.step()
+        values.append(loss.item())
+    return values
+
+
+def test_there_are_35():
+    assert len(FAMILIES) == 35
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_family(name):
+    model, args, kwargs, pairs = built(name)
+    twin = copy.deepcopy(model)
+    report = mg.patch(model, *args, **kwargs)
+    assert len(report) == pairs, report
+    assert not report.refused, report
+    assert list(model.state_dict()) == list(twin.state_dict())
+    assert losses(model, args, kwargs) == pytest.approx(losses(twin, args, kwargs), rel=1e-5)
+    mg.unpatch(model)
+    assert [type(m) for m in model.modules()] == [type(m) for m in twin.modules()]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_family_without_an_example(name):
+    model, args, kwargs, pairs = built(name)
+    twin = copy.deepcopy(model)
+    assert len(mg.patch(model)) == pairs
+    assert list(model.state_dict()) == list(twin.state_dict())
+    ours, theirs = (losses(net, args, kwargs, steps=2) for net in (model, twin))
+    assert ours == pytest.approx(theirs, rel=1e-5)
