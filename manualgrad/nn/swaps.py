@@ -209,8 +209,6 @@ def chain(
     while i < len(children):
         start, linears, acts = i, [], [IDENTITY]
         while i < len(children) and children[i][0] in names:
-            if any(children[i][1].weight is children[l][1].weight for l in linears):
-                break  # torch.compile cannot trace one tensor at two places of a chain
             linears.append(i)
             act = activation_of(children[i + 1][1]) if i + 1 < len(children) else None
             acts.append(act or IDENTITY)
