@@ -49,6 +49,7 @@ def mlp(
     activations: one for all L layers, or a list of L; each as in ``linear_act``.
     skips: not available yet; must be empty.
     recompute: keep the input and the parameters only, and compute the layers once more in backward.
+        (In a graph of torch.compile its partitioner decides what is kept.)
 
     Returns (..., N_L). Gradients of any order flow to input, weights and biases. Backward keeps
     z^l for activations whose sigma' is written in z (gelu, silu, ...), a^l for the others, and

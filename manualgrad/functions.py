@@ -248,13 +248,19 @@ def _forward_once_more(x: Tensor, chain: Chain, *params: Tensor | None) -> tuple
     return forward_pass(chain, x, params)
 
 
-def front_door(function: type[Function], composite: Callable[..., Any]) -> Callable[..., Any]:
+def front_door(
+    function: type[Function],
+    composite: Callable[..., Any],
+    in_graphs: Callable[..., Any] | None = None,
+) -> Callable[..., Any]:
     """function.apply, in the form that is sound where it is called.
 
     composite computes the same in PyTorch's own operations: for forward mode, wherever PyTorch
-    gets a Function wrong, and for graphs under backend("torch"). Other graphs, of torch.compile and
-    torch.export, hold our operators, which bring their own backward. Otherwise apply's Python
-    prologue, a call of inspect.signature, is left out, but for torch.func, which needs it.
+    gets a Function wrong, and for graphs under backend("torch"). in_graphs: what other graphs, of
+    torch.compile and torch.export, hold instead of the Function; it must bring its own backward.
+
+    Otherwise apply's Python prologue, a call of inspect.signature, is left out, but for torch.func,
+    which needs it.
     """
     directly: Callable[..., Any] = getattr(super(Function, function), "apply")  # noqa: B009
 
@@ -262,9 +268,11 @@ def front_door(function: type[Function], composite: Callable[..., Any]) -> Calla
         compiling, transforms = torch.compiler.is_compiling(), compat.transforms_active()
         if compat.forward_mode() or (compiling and transforms) or compat.tracing_by_jit():
             return composite(*inputs)
-        if compiling:
-            return (composite if backends.mode() == "torch" else function.forward)(*inputs)
-        return (function.apply if transforms else directly)(*inputs)
+        if compiling and in_graphs:
+            return (composite if backends.mode() == "torch" else in_graphs)(*inputs)
+        if compiling and torch.compiler.is_exporting():  # it would lose a Function's backward
+            return composite(*inputs)
+        return (function.apply if compiling or transforms else directly)(*inputs)
 
     return apply
 
@@ -272,5 +280,5 @@ def front_door(function: type[Function], composite: Callable[..., Any]) -> Calla
 operators.register_autograd(LinearActFunction)
 
 # (x, act, weight, bias) -> (a, hidden z if any);  (x, chain, W1, b1, ...) -> (a^L, hidden s...)
-linear_act = front_door(LinearActFunction, composite.linear_act)
-mlp = front_door(MLPFunction, composite.mlp)
+linear_act = front_door(LinearActFunction, composite.linear_act, LinearActFunction.forward)
+mlp = front_door(MLPFunction, composite.mlp, MLPFunction.forward)

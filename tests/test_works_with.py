@@ -21,7 +21,7 @@ def models():
 
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
-each_model = pytest.mark.parametrize("model", models(), ids=["MLP", "Linear", "Sequential"])
+each_model = pytest.mark.parametrize("model", list(models()), ids=["MLP", "Linear", "Sequential"])
 
 
 def gradients(model, x=X):
@@ -111,6 +111,7 @@ def test_models_stacked_and_mapped():
     torch.testing.assert_close(torch.vmap(run)(params, buffers), torch.stack([n(X) for n in nets]))
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of torch's own code
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_autograd():
     model = next(models())

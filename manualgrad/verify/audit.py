@@ -80,9 +80,14 @@ def audit(
             yield outcomes(case, judges, device)
         return
     from joblib import Parallel, delayed
+    from joblib.externals.loky import get_reusable_executor
 
     run: Any = Parallel(jobs, return_as="generator_unordered")
-    yield from run(delayed(outcomes)(case, judges, device) for case in walked)
+    try:
+        yield from run(delayed(outcomes)(case, judges, device) for case in walked)
+    except KeyboardInterrupt:  # nobody waits for cases that have begun
+        get_reusable_executor().shutdown(wait=False, kill_workers=True)
+        raise
 
 
 def processes() -> int:
