@@ -245,12 +245,21 @@ def test_the_quick_audit_as_a_stranger_runs_it(tmp_path):
     assert not [o for o in outcomes if o["status"] == "finding"]
 
 
+def _hears_interrupts():
+    """Also where the tests run behind a shell, which has its children ignore them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interrupted_audit_ends_with_130_and_no_file(tmp_path):
     file = tmp_path / "audit.json"
-    process = command("check", "--json", str(file), cwd=tmp_path, start_new_session=True)
+    own = {"cwd": tmp_path, "start_new_session": True, "preexec_fn": _hears_interrupts}
+    process = command("check", "--json", str(file), **own)
     time.sleep(6)
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    try:
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, out + err
     assert "manualgrad check: interrupted" in err
     assert "Traceback" not in err
