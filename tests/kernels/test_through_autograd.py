@@ -105,8 +105,9 @@ def test_what_the_kernels_cannot_take_is_refused_with_the_reason():
             ValueError, match=r"linear_act_forward: a tensor of shape \(0, 3\) is e"
         ):
             mg.linear_act(x[:0], weight)
-        with pytest.raises(ValueError, match=r"torch\.func transforms"):
-            torch.func.vmap(lambda row: mg.linear_act(row, weight))(x)
+        tangent = pytest.raises(ValueError, match="in forward mode tangents ride along")
+        with tangent, torch.autograd.forward_ad.dual_level():
+            backends.choose("linear_act_forward", ACTIVATIONS["gelu"], 4, 2, 3, x, weight)
         with pytest.raises(ValueError, match="a subclass of Tensor"):
             mg.linear_act(x.as_subclass(Sub), weight)
         with FlopCounterMode(display=False), pytest.raises(ValueError, match="TorchDispatchMode"):
@@ -117,6 +118,8 @@ def test_what_the_kernels_cannot_take_is_refused_with_the_reason():
         a = mg.linear_act(x, leaf)
         with pytest.raises(ValueError, match="such as a batched one"):
             torch.autograd.grad(a, leaf, grads, is_grads_batched=True)
+        each = torch.func.vmap(lambda row: mg.linear_act(row, weight, None, "gelu"))(x)
+        torch.testing.assert_close(each, mg.linear_act(x, weight, None, "gelu"))  # more examples
     gelu = ACTIVATIONS["gelu"]
     assert "no kernels for torch.float8_e5m2" in eligibility.refusal(gelu, x.to(torch.float8_e5m2))
     assert "on meta" in eligibility.refusal(gelu, x.to("meta"))
