@@ -15,7 +15,7 @@ OLDER = ("triton==3.6.0", "numpy==2.3.5")  # triton 3.6 interprets with numpy < 
 FOLDER = pathlib.Path(sys.prefix) / "triton-3.6"
 COMMANDS = {
     "kernels": ["tests/kernels", "-n", "auto"],
-    "compiled": ["tests/compiled", "-n", "auto"],
+    "compiled": ["tests/compiled"],
 }
 
 
