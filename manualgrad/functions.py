@@ -191,7 +191,6 @@ class MLPFunction(Function):
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
         x, chain, *params = inputs
         ctx.chain, ctx.device = chain, output[0].device
-        ctx.traced = torch.compiler.is_compiling()
         ctx.set_materialize_grads(False)
         if chain.recompute:
             ctx.save_for_backward(x, *params)
@@ -204,8 +203,6 @@ class MLPFunction(Function):
         if compat.any_autocast() and compat.autocast_dtype(ctx.device) is not None:
             with without_autocast(ctx):
                 return MLPFunction.backward(ctx, grad_a, *grad_s)
-        if ctx.traced:
-            grad_s = (None,) * len(grad_s)
         chain, needs = ctx.chain, ctx.needs_input_grad
         top = chain.depth  # the highest layer that an adjoint arrives at
         if grad_a is None:  # only hidden s^l were used, by a derivative of a derivative

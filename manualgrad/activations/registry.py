@@ -16,7 +16,8 @@ class Activation:
     sigma:        a = sigma(z)
     sigma_prime:  sigma'(z), written in z or in a; the parameter's name says which
     sigma_second: sigma''(z), written in the same tensor as sigma_prime
-    oracle:       an independent implementation of sigma, used only to judge ours
+    oracle:       an independent implementation of sigma: it judges ours, and stands in for it where
+                  PyTorch cannot differentiate a Function (manualgrad.composite)
     kinks:        points where sigma' or sigma'' jumps; finite differences step around them
     parameters:   (name, value) pairs that differ from torch's defaults, bound into all four
     keeps:        'z' or 'a', the tensor that sigma_prime is a function of
@@ -128,7 +129,8 @@ def register(
     tensor backward keeps. sigma's is always ``z``. Further parameters are float constants with
     defaults, the same in all three.
 
-    oracle: an independent implementation of sigma, e.g. torch's own, which judges ours.
+    oracle: an independent implementation of sigma, e.g. torch's own, which judges ours, and is
+        differentiated in its place inside a jvp of a jvp or a compiled torch.func transform.
     kinks: points where sigma' or sigma'' jumps.
 
     Raises TypeError for a formula that is not a function of z or a, ValueError for a taken name.

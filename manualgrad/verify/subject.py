@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from manualgrad.verify import tolerance
 from manualgrad.verify.callee import (
@@ -55,9 +54,6 @@ class Subject:
 
     def __init__(self, fn: Any, inputs: tuple, params: Any, reference: Any, seed: int):
         fn = called(fn)
-        if isinstance(fn, nn.Module) and any(map(is_lazy, fn.parameters())):
-            fn = copy.deepcopy(fn)
-            fn(*inputs)
         self.callee: Callee = callee_of(fn, params)
         self.name, self.seed, self.tree = name_of(fn), seed, inputs
         names = argument_names(fn, len(inputs))
