@@ -91,15 +91,20 @@ def kernels_of(act: Activation) -> tuple[Callable, Callable]:
     return kernels
 
 
-def linear_act_forward(x, weight, bias, act):
-    """a = sigma(x W^T + b).  x (M, K), weight (N, K), bias (N,) or None.  Returns (a, s)."""
+def linear_act_forward(x, weight, bias, act, skip=None, with_z=False):
+    """a = sigma(x W^T + b + skip).  x (M, K), weight (N, K), bias (N,) or None.
+
+    skip (M, N) or None. Returns (a, s), or (a, z) if with_z.
+    """
     z = F.linear(x, weight, bias)
+    if type(z) is not torch.Tensor and not (act.is_identity and skip is None):
+        z = _added_up(z)
+    if skip is not None:
+        z = z + skip
     if act.is_identity:
         return z, z
-    if type(z) is not torch.Tensor:
-        z = _added_up(z)
-    a = kernels_of(act)[0](z)
-    return a, (z if act.keeps == "z" else a)
+    a = kernels_of(act)[0](z.clone() if with_z and act.keeps == "a" else z)
+    return a, (z if with_z or act.keeps == "z" else a)
 
 
 def _added_up(z):
@@ -122,10 +127,12 @@ def bp1_output_error(grad_a, s, act):
     return delta, delta
 
 
-def bp2_propagate_error(delta, weight, s, act, skip=None, with_a=True):
+def bp2_propagate_error(delta, weight, s, act, skip=None, with_a=True, skip_z=None):
     """BP2: delta^l = (delta^{l+1} W^{l+1}) * sigma'(z^l).  Returns (delta^l, rows, a^l)."""
     adjoint = delta.mm(weight) if skip is None else torch.addmm(skip, delta, weight)
     below = adjoint if act.is_identity else kernels_of(act)[1](adjoint, s)
+    if skip_z is not None:
+        below = below + skip_z
     return below, below, (output(s, act) if with_a else None)
 
 

@@ -18,11 +18,16 @@ import torch
 from manualgrad.formula import rounded_once
 
 
-def linear_act_forward(x, weight, bias, act):
-    """a = sigma(x W^T + b).  x (M, K), weight (N, K), bias (N,) or None.  Returns (a, s)."""
+def linear_act_forward(x, weight, bias, act, skip=None, with_z=False):
+    """a = sigma(x W^T + b + skip).  x (M, K), weight (N, K); bias (N,), skip (M, N), or None.
+
+    Returns (a, s), or (a, z) if with_z.
+    """
     z = x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)
+    if skip is not None:
+        z = z + skip
     a = _sigma(z, act)
-    return a, (z if act.keeps == "z" else a)
+    return a, (z if with_z or act.keeps == "z" else a)
 
 
 def bp1_output_error(grad_a, s, act):
@@ -31,17 +36,17 @@ def bp1_output_error(grad_a, s, act):
     return delta, delta
 
 
-def bp2_propagate_error(delta, weight, s, act, skip=None, with_a=True):
+def bp2_propagate_error(delta, weight, s, act, skip=None, with_a=True, skip_z=None):
     """BP2: delta^l = (delta^{l+1} W^{l+1}) * sigma'(z^l).
 
-    delta (M, N) and weight (N, K) are layer l+1's; s (M, K) and act are layer l's. skip (M, K) or
-    None: the adjoint that another successor of a^l sends, added to this one's (eq. 13).
+    delta (M, N) and weight (N, K) are layer l+1's; s (M, K) and act are layer l's. skip, skip_z
+    (M, K) or None: the adjoints that other successors of a^l and of z^l send, added (eq. 13).
     Returns (delta^l, rows, a^l), a^l re-derived from s if with_a, else None.
     """
-    adjoint = delta @ weight
-    if skip is not None:
-        adjoint = adjoint + skip
+    adjoint = delta @ weight if skip is None else delta @ weight + skip
     below = times_sigma_prime(act, adjoint, s)
+    if skip_z is not None:
+        below = below + skip_z
     return below, below, (output(s, act) if with_a else None)
 
 

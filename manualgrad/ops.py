@@ -56,8 +56,10 @@ def backend_for(tensor: Tensor) -> ModuleType:
 # the operations, as a backend's
 
 
-def linear_act_forward(x, weight, bias, act):
-    """a = sigma(x W^T + b).  x (M, K), weight (N, K), bias (N,) or None.  Returns (a, s)."""
+def linear_act_forward(x, weight, bias, act, skip=None, with_z=False):
+    """a = sigma(x W^T + b + skip).  x (M, K), weight (N, K), bias (N,) or None.  Returns (a, s)."""
+    if skip is not None or with_z:  # ATen's operations have all the rules already
+        return aten.linear_act_forward(x, weight, bias, act, skip, with_z)
     if act.hides_z:
         return torch.ops.manualgrad.linear_act_forward_z.default(x, argument(act), weight, bias)
     a = torch.ops.manualgrad.linear_act_forward.default(x, argument(act), weight, bias)
@@ -72,13 +74,16 @@ def bp1_output_error(grad_a, s, act):
     return delta, delta
 
 
-def bp2_propagate_error(delta, weight, s, act, skip=None, with_a=True):
+def bp2_propagate_error(delta, weight, s, act, skip=None, with_a=True, skip_z=None):
     """BP2: delta^l = (delta^{l+1} W^{l+1}) * sigma'(z^l).  Returns (delta^l, rows, a^l)."""
     a = output(s, act) if with_a else None
     if act.is_identity:
-        return *aten.bp2_propagate_error(delta, weight, s, act, skip, with_a=False)[:2], a
-    operator = torch.ops.manualgrad.bp2_propagate_error.default
-    below = operator(delta, weight, s, skip, argument(act))
+        below = aten.bp2_propagate_error(delta, weight, s, act, skip, with_a=False)[0]
+    else:
+        operator = torch.ops.manualgrad.bp2_propagate_error.default
+        below = operator(delta, weight, s, skip, argument(act))
+    if skip_z is not None:
+        below = below + skip_z
     return below, below, a
 
 

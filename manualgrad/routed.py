@@ -23,25 +23,32 @@ def backend_for(tensor: Tensor) -> ModuleType:
     return THIS_MODULE if mode == "triton" or (mode == "auto" and tensor.is_cuda) else aten
 
 
-def linear_act_forward(x, weight, bias, act):
-    """a = sigma(x W^T + b).  x (M, K), weight (N, K), bias (N,) or None.  Returns (a, s)."""
+def linear_act_forward(x, weight, bias, act, skip=None, with_z=False):
+    """a = sigma(x W^T + b + skip).  x (M, K), weight (N, K), bias (N,) or None.
+
+    skip (M, N) or None. Returns (a, s), or (a, z) if with_z.
+    """
     (M, K), N = x.shape, weight.shape[0]
-    choice = choose(FORWARD, act, M, N, K, x, weight, bias, bias=bias is not None)
-    return forward_by(choice, x, weight, bias, act)
+    choice = choose(FORWARD, act, M, N, K, x, weight, bias, skip, bias=bias is not None)
+    return forward_by(choice, x, weight, bias, act, skip, with_z)
 
 
-def forward_by(choice, x, weight, bias, act):
+def forward_by(choice, x, weight, bias, act, skip=None, with_z=False):
     if choice.backend == "triton":
         tile = _tile(FORWARD, choice, x)
-        return triton_kernels().linear_act_forward(x, weight, bias, act, tile=tile)
-    if choice.backend == "cublaslt" and compat.addmm_activation is not None:
+        return triton_kernels().linear_act_forward(x, weight, bias, act, skip, with_z, tile=tile)
+    plain = skip is None and not with_z
+    if choice.backend == "cublaslt" and compat.addmm_activation is not None and plain:
         a = compat.addmm_activation(bias, x, weight.t())
         return a, a
     if choice.backend == "hybrid":
         z = F.linear(x, weight, bias)
-        a = triton_kernels().sigma_pass(z, act, out=None if act.hides_z else z)
-        return a, (z if act.hides_z else a)
-    return aten.linear_act_forward(x, weight, bias, act)
+        if skip is not None:
+            z += skip
+        with_z = with_z or act.hides_z
+        a = triton_kernels().sigma_pass(z, act, out=None if with_z else z)
+        return a, (z if with_z else a)
+    return aten.linear_act_forward(x, weight, bias, act, skip, with_z)
 
 
 def bp1_output_error(grad_a, s, act):
@@ -56,22 +63,26 @@ def bp1_by(choice, grad_a, s, act):
     return on.bp1_output_error(grad_a, s, act)
 
 
-def bp2_propagate_error(delta, weight, s, act, skip=None, with_a=True):
+def bp2_propagate_error(delta, weight, s, act, skip=None, with_a=True, skip_z=None):
     """BP2: delta^l = (delta^{l+1} W^{l+1}) * sigma'(z^l).  Returns (delta^l, rows, a^l)."""
     (M, N), K = delta.shape, weight.shape[1]
-    choice = choose(BP2, act, M, K, N, delta, weight, None if act.is_identity else s, skip)
-    return bp2_by(choice, delta, weight, s, act, skip, with_a)
+    s_read = None if act.is_identity else s
+    choice = choose(BP2, act, M, K, N, delta, weight, s_read, skip, skip_z)
+    return bp2_by(choice, delta, weight, s, act, skip, with_a, skip_z)
 
 
-def bp2_by(choice, delta, weight, s, act, skip=None, with_a=True):
+def bp2_by(choice, delta, weight, s, act, skip=None, with_a=True, skip_z=None):
     if choice.backend == "triton":
+        tile = _tile(BP2, choice, delta)
         return triton_kernels().bp2_propagate_error(
-            delta, weight, s, act, skip, with_a, tile=_tile(BP2, choice, delta)
+            delta, weight, s, act, skip, with_a, skip_z, tile=tile
         )
     if choice.backend == "hybrid":
         adjoint = delta.mm(weight) if skip is None else torch.addmm(skip, delta, weight)
-        return triton_kernels().sigma_prime_pass(adjoint, s, act, with_a, in_place=True)
-    return aten.bp2_propagate_error(delta, weight, s, act, skip, with_a)
+        return triton_kernels().sigma_prime_pass(
+            adjoint, s, act, with_a, skip_z, in_place=True
+        )
+    return aten.bp2_propagate_error(delta, weight, s, act, skip, with_a, skip_z)
 
 
 def bp3_bias_gradient(rows, dtype=None):
