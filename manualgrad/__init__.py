@@ -8,6 +8,7 @@ from manualgrad._version import __version__
 from manualgrad.activations import activations
 from manualgrad.activations import register as register_activation
 from manualgrad.backends import backend
+from manualgrad.chain import Skip
 from manualgrad.explanation import explain
 from manualgrad.functional import linear_act, mlp
 from manualgrad.losses import binary_cross_entropy_with_logits, cross_entropy, mse_loss
@@ -16,6 +17,7 @@ from manualgrad.tuning import tune
 from manualgrad.verify import check
 
 __all__ = [
+    "Skip",
     "__version__",
     "activations",
     "backend",

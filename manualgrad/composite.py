@@ -18,6 +18,7 @@ from torch import Tensor
 
 from manualgrad import compat
 from manualgrad.activations import Activation
+from manualgrad.chain import Chain, added
 from manualgrad.differentiable import differentiable
 from manualgrad.formula import rounded_once
 
@@ -26,19 +27,29 @@ def linear_act(
     x: Tensor, act: Activation, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, ...]:
     """As manualgrad.functions.linear_act: (x (M, K), act, weight (N, K), bias (N,)) -> (a,)."""
-    z = F.linear(x, weight, bias)
-    if act.is_identity:
-        return (z,)
-    if only_native() or z.is_complex() or z.is_nested:
-        return (act.oracle(z),)
-    return (rounded_once(differentiable(act).sigma, z),)
+    return (_sigma(F.linear(x, weight, bias), act),)
 
 
-def mlp(x: Tensor, chain: Any, *params: Any) -> tuple[Tensor, ...]:
+def mlp(x: Tensor, chain: Chain, *tensors: Any) -> tuple[Tensor, ...]:
     """As manualgrad.functions.mlp: (x, chain, W1, b1, ...) -> (a^L,)."""
+    a, z = {0: x}, {}
     for l in range(1, chain.depth + 1):
-        (x,) = linear_act(x, chain.acts[l], params[2 * l - 2], params[2 * l - 1])
-    return (x,)
+        branch = chain.branches.get(l)
+        z[l] = F.linear(a[l - 1], *chain.layer(l, tensors))
+        if branch is not None and l not in chain.outs:
+            z[l] = z[l] + (z if branch.kind == "pre" else a)[branch.start]
+        a[l] = _sigma(z[l], chain.acts[l])
+        if branch is not None and l in chain.outs:
+            a[l] = added(a[branch.start], a[l], chain.scale(l, tensors))
+    return (a[chain.depth],)
+
+
+def _sigma(z: Tensor, act: Activation) -> Tensor:
+    if act.is_identity:
+        return z
+    if only_native() or z.is_complex() or z.is_nested:
+        return act.oracle(z)
+    return rounded_once(differentiable(act).sigma, z)
 
 
 def only_native() -> bool:

@@ -7,7 +7,8 @@ from torch import Tensor
 from manualgrad import compat
 from manualgrad.activations import activation_of
 from manualgrad.backends import BP1, BP2, BP3, BP4, FORWARD, Choice, choose
-from manualgrad.functional import as_autocast_casts, check
+from manualgrad.functional import as_autocast_casts
+from manualgrad.operands import check
 
 
 class Explanation:

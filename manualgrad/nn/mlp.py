@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from manualgrad import compat, functions
 from manualgrad.activations import activation_of
+from manualgrad.chain import Chain
 from manualgrad.functional import run
-from manualgrad.functions import IDENTITY, Chain
 from manualgrad.nn.linear import Linear, check_width
+from manualgrad.walks import IDENTITY
 
 
 class MLP(nn.Module):

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from manualgrad import compat, functions
 from manualgrad.activations import Activation
+from manualgrad.chain import Chain
 from manualgrad.functional import linear_act, run
-from manualgrad.functions import IDENTITY, Chain
+from manualgrad.walks import IDENTITY
 
 
 class Swapped:

@@ -1,0 +1,264 @@
+"""What a chain of layers is besides its tensors: activations, skips, and who shares a parameter.
+
+    "pre"   z^end = z^start + scale (W a + b)          He et al. 2016b, "Identity mappings"
+    "post"  a^end = sigma(a^start + scale (W a + b))   He et al. 2016a, "Deep residual learning"
+    "out"   a^end = a^start + scale sigma(W a + b)
+
+with W, b the parameters of layer ``end`` and a = a^{end-1}. In the first two, and in "out" without
+an activation, a branch scaled by s is a layer whose parameters are s W and s b: scaling them costs
+a pass over the parameters, scaling the branch one over the examples.
+"""
+
+import functools
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from manualgrad.activations import Activation
+
+KINDS = ("pre", "post", "out")
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A skip connection over the layers start + 1 .. end of a chain; layer 0 is the input.
+
+    kind: "pre": z^end = z^start + scale (W a + b); start >= 1, since the input has no z.
+          "post": a^end = sigma(a^start + scale (W a + b)).
+          "out": a^end = a^start + scale sigma(W a + b). A block of two layers is "out" over a last
+          layer that is the identity.
+    scale: of the branch: a number, or a tensor of shape (), (1,) or (N_end,), a Parameter to learn
+        it (per feature: LayerScale).
+
+    Raises TypeError and ValueError for other kinds of arguments, and unless 0 <= start < end.
+    """
+
+    start: int
+    end: int
+    kind: str = "post"
+    scale: float | Tensor = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("start", "end"):
+            value = getattr(self, name)
+            try:
+                object.__setattr__(self, name, operator.index(value))
+            except TypeError:
+                raise TypeError(
+                    f"manualgrad.Skip: {name} must be the number of a layer, got {value!r}"
+                ) from None
+        if not 0 <= self.start < self.end:
+            raise ValueError(
+                f"manualgrad.Skip: start {self.start} and end {self.end} must be layers with "
+                f"0 <= start < end (layer 0 is the input)"
+            )
+        if self.kind not in KINDS:
+            raise ValueError(
+                f"manualgrad.Skip: kind {self.kind!r} is none of {', '.join(map(repr, KINDS))}"
+            )
+        if self.kind == "pre" and self.start == 0:
+            raise ValueError(
+                "manualgrad.Skip: kind 'pre' adds z^start and the input has no z; let it start at "
+                "layer 1, or use kind 'post' or 'out'"
+            )
+        _check_scale("manualgrad.Skip", self.scale)
+
+
+def _check_scale(call: str, scale: Any) -> None:
+    if isinstance(scale, Tensor):
+        if scale.dim() > 1:
+            raise ValueError(
+                f"{call}: scale has shape {tuple(scale.shape)}; give a number, or a tensor of "
+                f"shape (), (1,) or (features,)"
+            )
+        if not scale.is_floating_point():
+            raise TypeError(f"{call}: scale is a tensor of {scale.dtype}; give a floating one")
+    elif isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        raise TypeError(f"{call}: scale must be a number or a tensor, got {scale!r}")
+
+
+class Branch(NamedTuple):
+    """The skip that ends at a layer. at: the scale's number among the tensors, if it is one."""
+
+    start: int
+    kind: str
+    scale: float
+    at: int | None
+
+
+class Slot(NamedTuple):
+    """The numbers, among a chain's tensors, of a layer's weight and bias.
+
+    transposed: the layer's weight is the transpose of that tensor (a tied decoder's).
+    """
+
+    weight: int
+    bias: int
+    transposed: bool = False
+
+
+@functools.lru_cache(maxsize=256)
+def own_slots(depth: int) -> tuple[Slot, ...]:
+    """Each layer has parameters of its own: W^1, b^1, ..., W^L, b^L.  slots[0] belongs to none."""
+    return Slot(-1, -1), *(Slot(2 * l - 2, 2 * l - 1) for l in range(1, depth + 1))
+
+
+class Chain:
+    """What a chain is besides its tensors.
+
+    acts: acts[l] for l = 1..L; acts[0], the input's, is identity. depth: L.
+    recompute: keep only the input and the parameters; backward walks forward once more.
+    slots: slots[l], where layer l's parameters stand among the tensors.
+    branches: {end: Branch}; an "out" over the identity is the same as a "post", and is one here.
+    carries_z, carries_a: {start: end} of the layers whose z, or a, skips carry on, the last end.
+    outs: the layers at which an "out" skip ends: a^l is not s^l, and both are kept.
+    hides_top: s^L is a hidden output, because it is not the output a^L itself.
+    skips: as they were given, in the order of their ends. scales: those that are tensors.
+    """
+
+    __slots__ = (
+        "acts", "branches", "carries_a", "carries_z", "depth", "hides_top", "outs", "recompute",
+        "scales", "skips", "slots",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        acts: tuple[Activation, ...],
+        recompute: bool = False,
+        skips: Sequence[Skip] = (),
+        slots: tuple[Slot, ...] | None = None,
+    ):
+        self.acts, self.depth, self.recompute = acts, len(acts) - 1, recompute
+        self.slots = own_slots(self.depth) if slots is None else slots
+        self.branches: dict[int, Branch] = {}
+        self.carries_z: dict[int, int] = {}
+        self.carries_a: dict[int, int] = {}
+        self.outs: frozenset[int] = frozenset()
+        self.skips, self.scales = skips, ()
+        if skips:
+            self._add(sorted(skips, key=lambda skip: skip.end))
+        self.hides_top = acts[-1].hides_z or self.depth in self.outs
+
+    def _add(self, skips: Sequence[Skip]) -> None:
+        self.skips = tuple(skips)
+        self.scales = tuple(skip.scale for skip in skips if isinstance(skip.scale, Tensor))
+        at = 2 * self.depth  # the scales stand behind the parameters
+        for skip in skips:
+            kind, scale, number = skip.kind, skip.scale, None
+            if kind == "out" and self.acts[skip.end].is_identity:
+                kind = "post"
+            if isinstance(scale, Tensor):
+                scale, number, at = 1.0, at, at + 1
+            self.branches[skip.end] = Branch(skip.start, kind, scale, number)
+            (self.carries_z if kind == "pre" else self.carries_a)[skip.start] = skip.end
+        self.outs = frozenset(end for end, b in self.branches.items() if b.kind == "out")
+
+    def but(self, **changes: Any) -> "Chain":
+        """The same chain with other slots, branches, acts or without recompute."""
+        chain = Chain.__new__(Chain)
+        for name in Chain.__slots__:
+            setattr(chain, name, changes.get(name, getattr(self, name)))
+        return chain
+
+    def scale(self, l: int, tensors: Sequence[Any]) -> Any:
+        """Layer l's branch scale: 1.0 without a branch, a number, or a tensor."""
+        branch = self.branches.get(l)
+        if branch is None:
+            return 1.0
+        return branch.scale if branch.at is None else tensors[branch.at]
+
+    def layer(self, l: int, tensors: Sequence[Any]) -> tuple[Any, Any]:
+        """W^l and b^l as the layer's product uses them: transposed, and scaled by its branch."""
+        weight_at, bias_at, transposed = self.slots[l]
+        weight, bias = tensors[weight_at], tensors[bias_at]
+        if transposed:
+            weight = weight.t()
+        if l in self.branches and l not in self.outs:
+            scale = self.scale(l, tensors)
+            return scaled(weight, scale), None if bias is None else scaled(bias, scale)
+        return weight, bias
+
+    def lowest(self, needs_x: bool, needs: Sequence[bool]) -> int:
+        """The lowest layer with a tensor that needs a gradient; 0 if the input does."""
+        if needs_x:
+            return 0
+        for l in range(1, self.depth + 1):
+            weight, bias, _ = self.slots[l]
+            if needs[weight] or needs[bias] or self.learns_scale(l, needs):
+                return l
+        return self.depth + 1
+
+    def learns_scale(self, l: int, needs: Sequence[bool]) -> bool:
+        """Layer l's branch scale needs a gradient."""
+        branch = self.branches.get(l)
+        return branch is not None and branch.at is not None and needs[branch.at]
+
+
+def scaled(tensor: Tensor, scale: Any) -> Tensor:
+    """scale times a weight (N, K) or a bias (N,), row by row; scale a number, (), (1,) or (N,)."""
+    if not isinstance(scale, Tensor):
+        return tensor if scale == 1.0 else tensor * scale
+    return tensor * scale.reshape(-1, *[1] * (tensor.dim() - 1))
+
+
+def added(skip: Tensor, branch: Tensor, scale: Any) -> Tensor:
+    """skip + scale branch, feature by feature."""
+    if isinstance(scale, Tensor):
+        return torch.addcmul(skip, branch, scale)
+    return torch.add(skip, branch, alpha=scale)
+
+
+def scale_gradient(scale: Tensor, products: Tensor) -> Tensor:
+    """A scale's gradient from one product per feature, (N,): their sum unless it has N entries."""
+    if scale.dim() == 1 and scale.shape == products.shape:
+        return products.to(scale.dtype)
+    return products.sum().to(scale.dtype).reshape(scale.shape)
+
+
+def shares(tensors: Sequence[Any]) -> bool:
+    """A tensor stands at two places, or beside its own transpose."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    if len(set(map(id, given))) < len(given):
+        return True
+    return any(_transpose_of(tensor) is not None for tensor in given)
+
+
+def merged(chain: Chain, tensors: Sequence[Any]) -> tuple[Chain, Sequence[Any]]:
+    """The chain on each tensor once: a parameter that stands at several places has one gradient.
+
+    Its uses are then summed in one buffer. W and its own W.t() are one parameter too.
+    """
+    numbers: dict[int, int] = {}
+    once: list[Any] = []
+    for tensor in tensors:
+        if id(tensor) not in numbers:
+            numbers[id(tensor)] = len(once)
+            once.append(tensor)
+    slots = [chain.slots[0]]
+    for weight, bias, _ in chain.slots[1:]:
+        whole = _transpose_of(tensors[weight])
+        transposed = whole is not None and id(whole) in numbers
+        number = numbers[id(whole if transposed else tensors[weight])]
+        slots.append(Slot(number, numbers[id(tensors[bias])], transposed))
+    branches = {
+        end: b if b.at is None else b._replace(at=numbers[id(tensors[b.at])])
+        for end, b in chain.branches.items()
+    }
+    return chain.but(slots=tuple(slots), branches=branches), once
+
+
+def _transpose_of(tensor: Any) -> Tensor | None:
+    """The leaf whose transpose, made by .t() or .T and not looked at since, tensor is."""
+    node = tensor.grad_fn
+    if node is None or node.name() not in ("TBackward0", "PermuteBackward0", "TransposeBackward0"):
+        return None
+    whole = getattr(node.next_functions[0][0], "variable", None)
+    watched = tensor.retains_grad or tensor._backward_hooks
+    if whole is None or watched or whole.data_ptr() != tensor.data_ptr():
+        return None
+    alike = whole.shape == tensor.shape[::-1] and whole.stride() == tensor.stride()[::-1]
+    return whole if alike else None

@@ -1,0 +1,241 @@
+"""The two walks over a chain of layers: forward l = 1..L, and backward, which is BP1 to BP4.
+
+Adjoints are summed over successors (eq. 13). A skip makes z^start or a^start a node with several
+successors, a shared parameter is one too: both are sums here, and no case of their own.
+"""
+
+import functools
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from manualgrad.activations import ACTIVATIONS, Activation
+from manualgrad.chain import Branch, Chain, added, scale_gradient, scaled
+from manualgrad.ops import backend_for
+
+IDENTITY = ACTIVATIONS["identity"]
+
+
+def forward_pass(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> tuple[Tensor, ...]:
+    """Walks l = 1..L.  x (M, N_0); tensors: the chain's.
+
+    Returns (a^L, s^1, ..., s^{L-1}), then s^L if the chain hides it, then a^l for each l < L at
+    which a skip is added to sigma(z^l): there s^l does not give a^l.
+    """
+    ops, a, s_hidden, a_hidden = backend_for(x), x, [], []
+    carried = {("a", 0): x}
+    for l in range(1, chain.depth + 1):
+        act, branch, with_z = chain.acts[l], chain.branches.get(l), l in chain.carries_z
+        brought = None if branch is None else _brought(chain, l, branch, carried)
+        weight, bias = chain.layer(l, tensors)
+        skip = None if l in chain.outs else brought
+        a, s = ops.linear_act_forward(a, weight, bias, act, skip, with_z)
+        if with_z:
+            carried["z", l], s = s, (s if act.keeps == "z" else a)
+        s_hidden.append(s)
+        if l in chain.outs:
+            a = added(brought, a, chain.scale(l, tensors))
+            a_hidden.append(a)
+        if l in chain.carries_a:
+            carried["a", l] = a
+    if not chain.hides_top:
+        s_hidden.pop()
+    if chain.depth in chain.outs:
+        a_hidden.pop()
+    return a, *s_hidden, *a_hidden
+
+
+def _brought(chain: Chain, l: int, branch: Branch, carried: dict) -> Tensor:
+    """What the skip that ends at layer l brings, and let go of if it is the last to."""
+    what, last = ("z", chain.carries_z) if branch.kind == "pre" else ("a", chain.carries_a)
+    there = what, branch.start
+    return carried.pop(there) if last[branch.start] == l else carried[there]
+
+
+def hidden_outputs(chain: Chain) -> tuple[tuple[str, int], ...]:
+    """(what, l) of each further output of forward_pass: z^l, a^l, or sigma(z^l) as "branch"."""
+    return () if chain.recompute else _hidden(chain.acts, chain.outs, chain.hides_top)
+
+
+@functools.lru_cache(maxsize=256)
+def _hidden(acts: tuple[Activation, ...], outs: frozenset[int], hides_top: bool) -> tuple:
+    depth, kinds = len(acts) - 1, []
+    for l in range(1, depth + hides_top):
+        kinds.append(("z" if acts[l].keeps == "z" else "branch" if l in outs else "a", l))
+    return *kinds, *(("a", l) for l in sorted(outs) if l < depth)
+
+
+def kept_for_backward(chain: Chain, x: Tensor, tensors, output, needs) -> list[Tensor | None]:
+    """The chain's tensors, s^0..s^L with s^0 = x, and the a^l that forward_pass returns last.
+
+    None for each that the gradients asked for do without: BP2 at layer l wants W^{l+1} and s^l,
+    BP4 wants a^{l-1}; below the lowest layer with a gradient nothing runs.
+    """
+    needs_x, *needs = needs
+    lowest, depth, hidden = chain.lowest(needs_x, needs), chain.depth, chain.depth + chain.hides_top
+    s: list[Tensor | None] = [x, *output[1:hidden]]
+    if not chain.hides_top:
+        s.append(output[0])
+    wanted: list[Tensor | None] = [None] * len(tensors)
+    a_kept: list[Tensor | None] = list(output[hidden:])
+    added_at = sorted(chain.outs)
+    for l, act in enumerate(chain.acts):
+        if l > lowest:
+            wanted[chain.slots[l].weight] = tensors[chain.slots[l].weight]
+        for_weight = l < depth and (
+            needs[chain.slots[l + 1].weight] or chain.learns_scale(l + 1, needs)
+        )
+        if l in chain.outs and l < depth and not for_weight:
+            a_kept[added_at.index(l)] = None
+        for_sigma_prime = l >= lowest and not act.is_identity
+        if not (for_sigma_prime or (for_weight and l not in chain.outs)):
+            s[l] = None
+    for l, branch in chain.branches.items():
+        if branch.at is not None and l >= lowest:
+            wanted[branch.at] = tensors[branch.at]
+            if needs[branch.at]:
+                for at in chain.slots[l][:2]:
+                    wanted[at] = tensors[at]
+    return [*wanted, *s, *a_kept]
+
+
+class Adjoints:
+    """What arrives at each z^l and a^l besides BP2's product: from skips, and from outside.
+
+    branch: what arrives at sigma(z^l) alone, where a skip is added to it.
+    """
+
+    __slots__ = ("a", "branch", "z")
+
+    def __init__(self, chain: Chain, grad_a: Tensor | None, grad_hidden: Sequence[Tensor | None]):
+        self.a: dict[int, Tensor] = {} if grad_a is None else {chain.depth: grad_a}
+        self.z: dict[int, Tensor] = {}
+        self.branch: dict[int, Tensor] = {}
+        if grad_hidden.count(None) < len(grad_hidden):
+            for (what, l), grad in zip(hidden_outputs(chain), grad_hidden, strict=True):
+                if grad is not None:
+                    getattr(self, what)[l] = grad
+
+    def send(self, what: str, l: int, adjoint: Tensor) -> None:
+        """One more successor's."""
+        there = getattr(self, what)
+        there[l] = _sum(there.get(l), adjoint)
+
+    def highest(self) -> int:
+        """The highest layer that anything arrives at; 0 if there is none."""
+        return max((*self.a, *self.z, *self.branch), default=0)
+
+
+def _sum(other: Tensor | None, adjoint: Tensor) -> Tensor:
+    return adjoint if other is None else other + adjoint
+
+
+class Walk:
+    """What the steps of a backward pass share: who computes, on what, the gradients so far.
+
+    ops: the backend. needs: which of the tensors want a gradient. grads: theirs. sent: Adjoints.
+    """
+
+    __slots__ = ("a_kept", "chain", "grads", "needs", "ops", "sent", "tensors")
+
+    def __init__(self, ops: ModuleType, chain: Chain, tensors, a_kept, needs, sent: Adjoints):
+        self.ops, self.chain, self.tensors, self.needs, self.sent = ops, chain, tensors, needs, sent
+        self.a_kept: dict[int, Tensor] = a_kept
+        self.grads: list[Tensor | None] = [None] * len(needs)
+
+    def error(self, l: int, grad_a: Tensor | None, s: Tensor) -> tuple[Tensor, Tensor]:
+        """BP1 at layer l, from the adjoint of a^l; to delta comes what else arrives at z^l."""
+        if l in self.chain.outs:
+            grad_a = self.adjoint_of_branch(l, grad_a, s)
+        delta = rows = self.sent.z.pop(l, None)
+        if grad_a is not None:
+            others = delta
+            delta, rows = self.ops.bp1_output_error(grad_a, s, self.chain.acts[l])
+            if others is not None:
+                delta = rows = delta + others
+        return delta, rows
+
+    def adjoint_of_branch(self, l: int, grad_a: Tensor | None, s: Tensor) -> Tensor | None:
+        """The adjoint of sigma(z^l), where a^l = a^start + scale sigma(z^l), from that of a^l."""
+        adjoint, chain = self.sent.branch.pop(l, None), self.chain
+        if grad_a is None:
+            return adjoint
+        branch, scale = chain.branches[l], chain.scale(l, self.tensors)
+        self.sent.send("a", branch.start, grad_a)
+        if chain.learns_scale(l, self.needs):
+            products = (grad_a * self.ops.output(s, chain.acts[l])).sum(0)
+            self.add(branch.at, scale_gradient(scale, products))
+        return _sum(adjoint, grad_a if branch.at is None and scale == 1.0 else grad_a * scale)
+
+    def propagate(self, l: int, delta: Tensor, s_below: Tensor, with_a: bool) -> tuple[Any, ...]:
+        """BP2 from layer l to the layer below: (delta^{l-1}, rows, a^{l-1} or None)."""
+        weight, below = self.chain.layer(l, self.tensors)[0], l - 1
+        act, skip = self.chain.acts[below], self.sent.a.pop(below, None)
+        bp2 = self.ops.bp2_propagate_error
+        if below in self.chain.outs:
+            grad_a, _, _ = bp2(delta, weight, s_below, IDENTITY, skip, False)
+            return *self.error(below, grad_a, s_below), self.a_kept.get(below)
+        return bp2(delta, weight, s_below, act, skip, with_a, self.sent.z.pop(below, None))
+
+    def scaled_gradients(self, l: int, delta: Tensor, rows: Tensor, a: Tensor | None) -> None:
+        """BP3 and BP4 of a branch's layer, whose parameters are scale W and scale b."""
+        chain, (weight_at, bias_at, transposed) = self.chain, self.chain.slots[l]
+        scale, learns = chain.scale(l, self.tensors), chain.learns_scale(l, self.needs)
+        products = None
+        if self.needs[bias_at] or (learns and self.tensors[bias_at] is not None):
+            grad = self.ops.bp3_bias_gradient(rows, delta.dtype)
+            if self.needs[bias_at]:
+                self.add(bias_at, scaled(grad, scale))
+            if learns:
+                products = grad * self.tensors[bias_at]
+        if a is not None:
+            grad = self.ops.bp4_weight_gradient(delta, a)
+            if learns:
+                weight = self.tensors[weight_at]
+                in_rows = (grad * (weight.t() if transposed else weight)).sum(1)
+                self.add(chain.branches[l].at, scale_gradient(scale, _sum(products, in_rows)))
+            if self.needs[weight_at]:
+                grad = scaled(grad, scale)
+                self.add(weight_at, grad.t() if transposed else grad)
+
+    def add(self, at: int | None, grad: Tensor) -> None:
+        """One more use's gradient of tensor number ``at``."""
+        self.grads[at] = _sum(self.grads[at], grad)  # pyright: ignore
+
+
+def backward_pass(ops: ModuleType, chain: Chain, tensors, s, a_kept, needs, sent: Adjoints):
+    """BP1 at the top, then BP3, BP2, BP4 per layer, down to the lowest tensor that needs it.
+
+    tensors, s^0..s^top, a_kept {l: a^l}: what kept_for_backward chose; s is emptied on the way, so
+    that each tensor dies once used. needs: of x, then of each tensor. sent: what arrives from
+    outside. Returns the gradients of x and of each tensor, None where ``needs`` is False.
+    """
+    needs_x, *needs = needs
+    lowest, top = chain.lowest(needs_x, needs), len(s) - 1
+    walk = Walk(ops, chain, tensors, a_kept, needs, sent)
+    grads = walk.grads
+    delta, rows = walk.error(top, sent.a.pop(top, None), s.pop())
+    for l in range(top, 0, -1):
+        weight_at, bias_at, transposed = chain.slots[l]
+        branch, s_below, a, below, next_rows = chain.branches.get(l), s.pop(), None, None, None
+        in_sigma = branch is not None and l not in chain.outs
+        if in_sigma:
+            sent.send("z" if branch.kind == "pre" else "a", branch.start, delta)
+        with_a = needs[weight_at] or (in_sigma and chain.learns_scale(l, needs))
+        if not in_sigma and needs[bias_at]:
+            walk.add(bias_at, ops.bp3_bias_gradient(rows, delta.dtype))
+        if l > lowest:
+            below, next_rows, a = walk.propagate(l, delta, s_below, with_a)
+        elif with_a:
+            a = a_kept[l - 1] if l - 1 in a_kept else ops.output(s_below, chain.acts[l - 1])
+        if in_sigma:
+            walk.scaled_gradients(l, delta, rows, a if with_a else None)
+        elif with_a:
+            left, right = (a, delta) if transposed else (delta, a)
+            grads[weight_at] = ops.bp4_weight_gradient(left, right, grads[weight_at])
+        if below is None:
+            return None, *grads
+        delta, rows = below, next_rows
+    return delta, *grads
