@@ -171,24 +171,29 @@ class Chain:
             return 1.0
         return branch.scale if branch.at is None else tensors[branch.at]
 
-    def layer(self, l: int, tensors: Sequence[Any]) -> tuple[Any, Any]:
-        """W^l and b^l as the layer's product uses them: transposed, and scaled by its branch."""
-        weight_at, bias_at, transposed = self.slots[l]
-        weight, bias = tensors[weight_at], tensors[bias_at]
-        if transposed:
-            weight = weight.t()
-        if l in self.branches and l not in self.outs:
-            scale = self.scale(l, tensors)
-            return scaled(weight, scale), None if bias is None else scaled(bias, scale)
-        return weight, bias
+    def weight(self, l: int, tensors: Sequence[Any]) -> Any:
+        """W^l as the layer's product uses it: transposed, and scaled by its branch."""
+        at, _, transposed = self.slots[l]
+        weight = tensors[at].t() if transposed else tensors[at]
+        return scaled(weight, self.scale(l, tensors)) if self.scales_layer(l) else weight
+
+    def bias(self, l: int, tensors: Sequence[Any]) -> Any:
+        """b^l as the layer uses it, scaled by its branch; None without one."""
+        bias = tensors[self.slots[l][1]]
+        if bias is None or not self.scales_layer(l):
+            return bias
+        return scaled(bias, self.scale(l, tensors))
+
+    def scales_layer(self, l: int) -> bool:
+        """A skip is added to z^l, so that the layer's parameters are scale W and scale b."""
+        return bool(self.branches) and l in self.branches and l not in self.outs
 
     def lowest(self, needs_x: bool, needs: Sequence[bool]) -> int:
         """The lowest layer with a tensor that needs a gradient; 0 if the input does."""
         if needs_x:
             return 0
-        for l in range(1, self.depth + 1):
-            weight, bias, _ = self.slots[l]
-            if needs[weight] or needs[bias] or self.learns_scale(l, needs):
+        for l, (weight, bias, _) in enumerate(self.slots[1:], start=1):
+            if needs[weight] or needs[bias] or (self.branches and self.learns_scale(l, needs)):
                 return l
         return self.depth + 1
 
@@ -224,7 +229,7 @@ def shares(tensors: Sequence[Any]) -> bool:
     given = [tensor for tensor in tensors if tensor is not None]
     if len(set(map(id, given))) < len(given):
         return True
-    return any(_transpose_of(tensor) is not None for tensor in given)
+    return any(t.grad_fn is not None and _transpose_of(t) is not None for t in given)
 
 
 def merged(chain: Chain, tensors: Sequence[Any]) -> tuple[Chain, Sequence[Any]]:

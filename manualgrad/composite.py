@@ -35,8 +35,8 @@ def mlp(x: Tensor, chain: Chain, *tensors: Any) -> tuple[Tensor, ...]:
     a, z = {0: x}, {}
     for l in range(1, chain.depth + 1):
         branch = chain.branches.get(l)
-        z[l] = F.linear(a[l - 1], *chain.layer(l, tensors))
-        if branch is not None and l not in chain.outs:
+        z[l] = F.linear(a[l - 1], chain.weight(l, tensors), chain.bias(l, tensors))
+        if branch is not None and chain.scales_layer(l):
             z[l] = z[l] + (z if branch.kind == "pre" else a)[branch.start]
         a[l] = _sigma(z[l], chain.acts[l])
         if branch is not None and l in chain.outs:

@@ -65,13 +65,10 @@ def check_skips_fit(
                 f"manualgrad.{call}: {skip} joins layer {skip.start}, which has {start} features, "
                 f"and layer {skip.end}, which has {end}; a skip needs equal widths"
             )
-        if (
-            isinstance(skip.scale, Tensor)
-            and skip.scale.numel() != 1
-            and skip.scale.shape != (end,)
-        ):
+        shape = tuple(skip.scale.shape) if isinstance(skip.scale, Tensor) else ()
+        if shape not in ((), (1,), (end,)):
             raise ValueError(
-                f"manualgrad.{call}: the scale of a skip has shape {tuple(skip.scale.shape)}, but "
+                f"manualgrad.{call}: the scale of a skip has shape {shape}, but "
                 f"layer {skip.end} has {end} features; give a number, or shape (), (1,) or ({end},)"
             )
     for scale in scales:

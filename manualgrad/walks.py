@@ -27,9 +27,13 @@ def forward_pass(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> tuple[Tenso
     ops, a, s_hidden, a_hidden = backend_for(x), x, [], []
     carried = {("a", 0): x}
     for l in range(1, chain.depth + 1):
-        act, branch, with_z = chain.acts[l], chain.branches.get(l), l in chain.carries_z
+        act, weight, bias = chain.acts[l], chain.weight(l, tensors), chain.bias(l, tensors)
+        if not chain.branches:
+            a, s = ops.linear_act_forward(a, weight, bias, act)
+            s_hidden.append(s)
+            continue
+        branch, with_z = chain.branches.get(l), l in chain.carries_z
         brought = None if branch is None else _brought(chain, l, branch, carried)
-        weight, bias = chain.layer(l, tensors)
         skip = None if l in chain.outs else brought
         a, s = ops.linear_act_forward(a, weight, bias, act, skip, with_z)
         if with_z:
@@ -79,18 +83,17 @@ def kept_for_backward(chain: Chain, x: Tensor, tensors, output, needs) -> list[T
     if not chain.hides_top:
         s.append(output[0])
     wanted: list[Tensor | None] = [None] * len(tensors)
-    a_kept: list[Tensor | None] = list(output[hidden:])
-    added_at = sorted(chain.outs)
+    for at, _, _ in chain.slots[lowest + 1 :]:
+        wanted[at] = tensors[at]
+    outs, learns = chain.outs, chain.learns_scale
+    a_kept = dict(zip(sorted(outs), output[hidden:], strict=False))
     for l, act in enumerate(chain.acts):
-        if l > lowest:
-            wanted[chain.slots[l].weight] = tensors[chain.slots[l].weight]
-        for_weight = l < depth and (
-            needs[chain.slots[l + 1].weight] or chain.learns_scale(l + 1, needs)
-        )
-        if l in chain.outs and l < depth and not for_weight:
-            a_kept[added_at.index(l)] = None
-        for_sigma_prime = l >= lowest and not act.is_identity
-        if not (for_sigma_prime or (for_weight and l not in chain.outs)):
+        a_wanted = l < depth and (needs[chain.slots[l + 1][0]] or learns(l + 1, needs))
+        if l in outs:
+            if l in a_kept and not a_wanted:
+                a_kept[l] = None
+            a_wanted = False  # it does not come from s^l
+        if not (a_wanted or (l >= lowest and not act.is_identity)):
             s[l] = None
     for l, branch in chain.branches.items():
         if branch.at is not None and l >= lowest:
@@ -98,7 +101,7 @@ def kept_for_backward(chain: Chain, x: Tensor, tensors, output, needs) -> list[T
             if needs[branch.at]:
                 for at in chain.slots[l][:2]:
                     wanted[at] = tensors[at]
-    return [*wanted, *s, *a_kept]
+    return [*wanted, *s, *a_kept.values()]
 
 
 class Adjoints:
@@ -169,15 +172,23 @@ class Walk:
             self.add(branch.at, scale_gradient(scale, products))
         return _sum(adjoint, grad_a if branch.at is None and scale == 1.0 else grad_a * scale)
 
+    def skip_ends_at(self, l: int, delta: Tensor) -> bool:
+        """Whether a skip is added to z^l; if so its start is sent the adjoint, delta^l."""
+        if not self.chain.scales_layer(l):
+            return False
+        branch = self.chain.branches[l]
+        self.sent.send("z" if branch.kind == "pre" else "a", branch.start, delta)
+        return True
+
     def propagate(self, l: int, delta: Tensor, s_below: Tensor, with_a: bool) -> tuple[Any, ...]:
         """BP2 from layer l to the layer below: (delta^{l-1}, rows, a^{l-1} or None)."""
-        weight, below = self.chain.layer(l, self.tensors)[0], l - 1
-        act, skip = self.chain.acts[below], self.sent.a.pop(below, None)
-        bp2 = self.ops.bp2_propagate_error
+        weight, below, sent = self.chain.weight(l, self.tensors), l - 1, self.sent
+        bp2, skip = self.ops.bp2_propagate_error, sent.a.pop(below, None)
         if below in self.chain.outs:
             grad_a, _, _ = bp2(delta, weight, s_below, IDENTITY, skip, False)
             return *self.error(below, grad_a, s_below), self.a_kept.get(below)
-        return bp2(delta, weight, s_below, act, skip, with_a, self.sent.z.pop(below, None))
+        act = self.chain.acts[below]
+        return bp2(delta, weight, s_below, act, skip, with_a, sent.z.pop(below, None))
 
     def scaled_gradients(self, l: int, delta: Tensor, rows: Tensor, a: Tensor | None) -> None:
         """BP3 and BP4 of a branch's layer, whose parameters are scale W and scale b."""
@@ -219,23 +230,21 @@ def backward_pass(ops: ModuleType, chain: Chain, tensors, s, a_kept, needs, sent
     delta, rows = walk.error(top, sent.a.pop(top, None), s.pop())
     for l in range(top, 0, -1):
         weight_at, bias_at, transposed = chain.slots[l]
-        branch, s_below, a, below, next_rows = chain.branches.get(l), s.pop(), None, None, None
-        in_sigma = branch is not None and l not in chain.outs
-        if in_sigma:
-            sent.send("z" if branch.kind == "pre" else "a", branch.start, delta)
-        with_a = needs[weight_at] or (in_sigma and chain.learns_scale(l, needs))
-        if not in_sigma and needs[bias_at]:
+        scales = walk.skip_ends_at(l, delta)
+        with_a = needs[weight_at] or (scales and chain.learns_scale(l, needs))
+        s_below, a, below, below_rows = s.pop(), None, None, None
+        if needs[bias_at] and not scales:
             walk.add(bias_at, ops.bp3_bias_gradient(rows, delta.dtype))
         if l > lowest:
-            below, next_rows, a = walk.propagate(l, delta, s_below, with_a)
+            below, below_rows, a = walk.propagate(l, delta, s_below, with_a)
         elif with_a:
             a = a_kept[l - 1] if l - 1 in a_kept else ops.output(s_below, chain.acts[l - 1])
-        if in_sigma:
+        if scales:
             walk.scaled_gradients(l, delta, rows, a if with_a else None)
         elif with_a:
             left, right = (a, delta) if transposed else (delta, a)
             grads[weight_at] = ops.bp4_weight_gradient(left, right, grads[weight_at])
         if below is None:
             return None, *grads
-        delta, rows = below, next_rows
+        delta, rows = below, below_rows
     return delta, *grads
