@@ -8,6 +8,7 @@ from manualgrad._version import __version__
 from manualgrad.activations import activations
 from manualgrad.activations import register as register_activation
 from manualgrad.backends import backend
+from manualgrad.capture import capture
 from manualgrad.chain import Skip
 from manualgrad.explanation import explain
 from manualgrad.functional import linear_act, mlp
@@ -22,6 +23,7 @@ __all__ = [
     "activations",
     "backend",
     "binary_cross_entropy_with_logits",
+    "capture",
     "check",
     "cross_entropy",
     "explain",

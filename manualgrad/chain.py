@@ -21,6 +21,7 @@ from torch import Tensor
 from manualgrad.activations import Activation
 
 KINDS = ("pre", "post", "out")
+TRANSPOSES = ("TBackward0", "TransposeBackward0", "PermuteBackward0")  # of W.t(), W.mT, W.T
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,10 @@ class Skip:
                 "manualgrad.Skip: kind 'pre' adds z^start and the input has no z; let it start at "
                 "layer 1, or use kind 'post' or 'out'"
             )
-        _check_scale("manualgrad.Skip", self.scale)
+        check_scale("manualgrad.Skip", self.scale)
 
 
-def _check_scale(call: str, scale: Any) -> None:
+def check_scale(call: str, scale: Any) -> None:
     if isinstance(scale, Tensor):
         if scale.dim() > 1:
             raise ValueError(
@@ -259,7 +260,7 @@ def merged(chain: Chain, tensors: Sequence[Any]) -> tuple[Chain, Sequence[Any]]:
 def _transpose_of(tensor: Any) -> Tensor | None:
     """The leaf whose transpose, made by .t() or .T and not looked at since, tensor is."""
     node = tensor.grad_fn
-    if node is None or node.name() not in ("TBackward0", "PermuteBackward0", "TransposeBackward0"):
+    if node is None or node.name() not in TRANSPOSES:
         return None
     whole = getattr(node.next_functions[0][0], "variable", None)
     watched = tensor.retains_grad or tensor._backward_hooks

@@ -27,7 +27,7 @@ def linear_act(
     x: Tensor, act: Activation, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, ...]:
     """As manualgrad.functions.linear_act: (x (M, K), act, weight (N, K), bias (N,)) -> (a,)."""
-    return (_sigma(F.linear(x, weight, bias), act),)
+    return (sigma(F.linear(x, weight, bias), act),)
 
 
 def mlp(x: Tensor, chain: Chain, *tensors: Any) -> tuple[Tensor, ...]:
@@ -36,15 +36,30 @@ def mlp(x: Tensor, chain: Chain, *tensors: Any) -> tuple[Tensor, ...]:
     for l in range(1, chain.depth + 1):
         branch = chain.branches.get(l)
         z[l] = F.linear(a[l - 1], chain.weight(l, tensors), chain.bias(l, tensors))
-        if branch is not None and chain.scales_layer(l):
+        if branch is not None and l not in chain.outs:
             z[l] = z[l] + (z if branch.kind == "pre" else a)[branch.start]
-        a[l] = _sigma(z[l], chain.acts[l])
+        a[l] = sigma(z[l], chain.acts[l])
         if branch is not None and l in chain.outs:
             a[l] = added(a[branch.start], a[l], chain.scale(l, tensors))
     return (a[chain.depth],)
 
 
-def _sigma(z: Tensor, act: Activation) -> Tensor:
+def residual(x: Tensor, chain: Chain, scales: Any, layers: Any) -> Tensor:
+    """mlp where layer l is called: layers[l - 1], a module without activation."""
+    tensors = (None,) * (2 * chain.depth) + tuple(scales)
+    a, z = {0: x}, {}
+    for l, layer in enumerate(layers, start=1):
+        branch = chain.branches.get(l)
+        z[l] = layer(a[l - 1])
+        if branch is not None:
+            z[l] = added(
+                (z if branch.kind == "pre" else a)[branch.start], z[l], chain.scale(l, tensors)
+            )
+        a[l] = sigma(z[l], chain.acts[l])
+    return a[chain.depth]
+
+
+def sigma(z: Tensor, act: Activation) -> Tensor:
     if act.is_identity:
         return z
     if only_native() or z.is_complex() or z.is_nested:

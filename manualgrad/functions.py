@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from manualgrad import backends, compat, composite, equations
+from manualgrad import backends, capture, compat, composite, equations
 from manualgrad import ops as operators
 from manualgrad.activations import Activation
 from manualgrad.chain import Chain, merged, shares
@@ -79,6 +79,9 @@ class LinearActFunction(Function):
             grad_x, _, _ = ops.bp2_propagate_error(delta, weight, x, IDENTITY, with_a=False)
         if needs_weight:
             grad_weight = ops.bp4_weight_gradient(delta, x)
+        if capture.active:
+            needs = needs_x, needs_weight, needs_bias
+            capture.noting(ctx, needs)(0, 1, False, delta, x)
         return grad_x, None, grad_weight, grad_bias
 
 
@@ -137,7 +140,10 @@ class MLPFunction(Function):
             chain = chain.but(acts=tuple(map(differentiable, chain.acts)))
         else:
             ops = backend_for(s[top] if grad_a is None else grad_a)
-        grad_x, *grads = backward_pass(ops, chain, tensors, s, a_kept, (needs_x, *needs), sent)
+        note = capture.noting(ctx, (needs_x, *needs)) if capture.active else None
+        grad_x, *grads = backward_pass(
+            ops, chain, tensors, s, a_kept, (needs_x, *needs), sent, note
+        )
         return grad_x, None, *grads
 
 
@@ -192,6 +198,6 @@ def mlp(x: Tensor, chain: Chain, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     if torch.compiler.is_compiling():
         # operators know no skips: PyTorch differentiates those itself
         return (composite.mlp if chain.branches else _mlp)(x, chain, *tensors)
-    if shares(tensors) and not compat.transforms_active():
+    if not compat.transforms_active() and shares(tensors):
         chain, tensors = merged(chain, tensors)
     return _mlp(x, chain, *tensors)

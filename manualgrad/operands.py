@@ -15,6 +15,7 @@ NAMES = {
     "explain": ("weight", "bias"),
     "mlp": ("weights[{}]", "biases[{}]"),
     "nn.MLP": ("layers.{}.weight", "layers.{}.bias"),
+    "nn.Residual": ("the weight of layer {} of block", "the bias of layer {} of block"),
 }
 
 

@@ -216,12 +216,15 @@ class Walk:
         self.grads[at] = _sum(self.grads[at], grad)  # pyright: ignore
 
 
-def backward_pass(ops: ModuleType, chain: Chain, tensors, s, a_kept, needs, sent: Adjoints):
+def backward_pass(
+    ops: ModuleType, chain: Chain, tensors, s, a_kept, needs, sent: Adjoints, note: Any = None
+):
     """BP1 at the top, then BP3, BP2, BP4 per layer, down to the lowest tensor that needs it.
 
     tensors, s^0..s^top, a_kept {l: a^l}: what kept_for_backward chose; s is emptied on the way, so
     that each tensor dies once used. needs: of x, then of each tensor. sent: what arrives from
-    outside. Returns the gradients of x and of each tensor, None where ``needs`` is False.
+    outside. note: called with each layer's slot, delta and a, if given.
+    Returns the gradients of x and of each tensor, None where ``needs`` is False.
     """
     needs_x, *needs = needs
     lowest, top = chain.lowest(needs_x, needs), len(s) - 1
@@ -239,6 +242,9 @@ def backward_pass(ops: ModuleType, chain: Chain, tensors, s, a_kept, needs, sent
             below, below_rows, a = walk.propagate(l, delta, s_below, with_a)
         elif with_a:
             a = a_kept[l - 1] if l - 1 in a_kept else ops.output(s_below, chain.acts[l - 1])
+        if note is not None:
+            of_layer = delta * chain.scale(l, tensors) if scales else delta
+            note(*chain.slots[l], of_layer, a if with_a else None)
         if scales:
             walk.scaled_gradients(l, delta, rows, a if with_a else None)
         elif with_a:

@@ -28,7 +28,7 @@ LAYERS = [
     },
     {"manualgrad.activations"},
     {"manualgrad.equations"},
-    {"manualgrad.compat", "manualgrad.chain"},
+    {"manualgrad.compat", "manualgrad.chain", "manualgrad.capture"},
     {"manualgrad.aten", "manualgrad.differentiable", "manualgrad.tuned"},
     {"manualgrad.eligibility"},
     {"manualgrad.backends"},

@@ -2,5 +2,6 @@
 
 from manualgrad.nn.linear import Linear
 from manualgrad.nn.mlp import MLP
+from manualgrad.nn.residual import Residual
 
-__all__ = ["MLP", "Linear"]
+__all__ = ["MLP", "Linear", "Residual"]

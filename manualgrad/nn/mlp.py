@@ -1,15 +1,17 @@
 """A chain of fused layers as a module."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from manualgrad import compat, functions
-from manualgrad.activations import activation_of
+from manualgrad import compat, composite, functions
+from manualgrad.activations import Activation, activation_of
 from manualgrad.chain import Chain
 from manualgrad.functional import run
+from manualgrad.nn.branches import branch_scale_of, branches, check_shared
 from manualgrad.nn.linear import Linear, check_width
 from manualgrad.walks import IDENTITY
 
@@ -20,16 +22,29 @@ class MLP(nn.Module):
     sizes: L + 1 widths, input first. activation: of the L - 1 hidden layers; one for all, or a
     list. out_activation: of the last layer. bias: every layer learns one. recompute: keep only the
     input for backward and compute the layers once more (memory independent of depth).
-    residual, shared: not available yet.
+
+    residual: skips over the hidden layers of equal width behind the first, s = branch_scale:
+        "pre"    z^l = z^{l-1} + s (W^l a^{l-1} + b^l)              (He et al. 2016b)
+        "post"   a^l = sigma(a^{l-1} + s (W^l a^{l-1} + b^l))       (He et al. 2016a)
+        "block"  a^{l+1} = a^{l-1} + s (W^{l+1} a^l + b^{l+1}), a^l = sigma(W^l a^{l-1} + b^l):
+                 the layers in pairs, and the second of a pair has no activation
+    branch_scale: a number, or a Parameter, shape (), (1,) or (width,), to learn it, one for all
+        branches; "auto": 1 / sqrt(number of branches), with which 64 ReLU layers train (with 1 they
+        explode).
+    zero_init: the branches' last layers start at zero, so that the network starts as if without.
+    shared: hidden layers of equal shape are one module, whose Parameters parameters() lists once
+        (Lan et al. 2020, ALBERT); their gradient is the sum over its uses (eq. 13).
 
     ``layers[i]`` is a manualgrad.nn.Linear: layers.0.weight (N_1, N_0), layers.0.bias (N_1,), ...;
     under the same seed the initial values are those of the torch.nn.Linear's of the same sizes,
     made in the same order. forward() runs the whole chain at once. Where a layer is more than its
     weights (hooks, pruning, another module in its place) it calls the layers one by one instead,
-    each keeping its own activation whatever recompute says.
+    each keeping its own activation whatever recompute says. With residual the layers are the linear
+    parts alone, and the MLP adds the skips and applies the activations.
 
     forward: input (..., sizes[0]) -> (..., sizes[-1]).
-    Raises ValueError for fewer than two sizes or an unknown activation, TypeError for other kinds.
+    Raises ValueError for fewer than two sizes, an unknown activation or residual, no layers to skip
+    or to share, TypeError for other kinds.
     """
 
     def __init__(
@@ -40,24 +55,41 @@ class MLP(nn.Module):
         out_activation: Any = "identity",
         bias: bool = True,
         residual: str | None = None,
-        branch_scale: float | str = "auto",
+        branch_scale: float | str | Tensor = "auto",
         shared: bool = False,
         recompute: bool = False,
+        zero_init: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if residual is not None or shared or branch_scale != "auto":
-            raise NotImplementedError(
-                "manualgrad.nn.MLP: residual, branch_scale and shared are not available yet; add "
-                "the skip outside, x + mlp(x), or pass one tensor several times to manualgrad.mlp"
-            )
         acts = _activations(sizes, activation, out_activation)
-        self.layers = nn.ModuleList(
-            Linear(inputs, outputs, bias, device, dtype, activation=act)
-            for inputs, outputs, act in zip(sizes[:-1], sizes[1:], acts, strict=True)
-        )
-        self.recompute = bool(recompute)
+        self.residual, self.recompute = residual, bool(recompute)
+        self.branch_scale: Any = 1.0
+        if residual is not None:
+            self._skips, acts = branches(residual, sizes, acts)
+            self._acts = (IDENTITY, *acts)
+            self.branch_scale = branch_scale_of(branch_scale, len(self._skips))
+            acts = [IDENTITY] * len(acts)
+        elif zero_init or branch_scale != "auto":
+            raise ValueError(
+                "manualgrad.nn.MLP: branch_scale and zero_init say something about branches; give "
+                "residual='pre', 'post' or 'block'"
+            )
+        made: dict[tuple[int, int], Linear] = {}
+        layers = []
+        for l, (inputs, outputs, act) in enumerate(zip(sizes[:-1], sizes[1:], acts, strict=True)):
+            layer = made.get((inputs, outputs)) if shared and l + 2 < len(sizes) else None
+            layer = layer or Linear(inputs, outputs, bias, device, dtype, activation=act)
+            made.setdefault((inputs, outputs), layer)
+            layers.append(layer)
+        if shared:
+            check_shared(sizes, acts, layers)
+        self.layers = nn.ModuleList(layers)
+        if zero_init:
+            for skip in self._skips:
+                for parameter in layers[skip.end - 1].parameters():
+                    nn.init.zeros_(parameter)
 
     @classmethod
     def from_sequential(cls, seq: nn.Sequential, *, recompute: bool = False) -> "MLP":
@@ -101,28 +133,60 @@ class MLP(nn.Module):
         net = cls.__new__(cls)
         nn.Module.__init__(net)
         net.layers = nn.ModuleList(layers)
-        net.recompute = bool(recompute)
+        net.residual, net.recompute, net.branch_scale = None, bool(recompute), 1.0
         return net.train(seq.training)
 
     def forward(self, input: Tensor) -> Tensor:
+        layers = self.as_chain()
+        if layers is None:
+            return self._layer_by_layer(input)
+        acts, params, recompute = layers
+        if not params:
+            return input  # of no layers, as an empty Sequential
+        chain = Chain(acts, recompute) if self.residual is None else self._residual_chain()
+        return run("nn.MLP", functions.mlp, input, chain, params, chain.scales)
+
+    def as_chain(self) -> tuple[tuple[Activation, ...], list[Any], bool] | None:
+        """(activations, parameters, recompute) of layers that are no more than their weights."""
         params, acts = [], [IDENTITY]
         forward = Linear.forward
         for layer in cast(Iterable[Linear], self.layers):
             if not compat.is_its_weights(layer, forward):
-                return self._layer_by_layer(input)
+                return None
             params += compat.weight_and_bias(layer)
             acts.append(layer._activation)
-        if not params:
-            return input  # of no layers, as an empty Sequential
-        return run("nn.MLP", functions.mlp, input, Chain(tuple(acts), self.recompute), params)
+        return tuple(acts), params, self.recompute
+
+    def _residual_chain(self) -> Chain:
+        """Made anew only where something of it was changed: it is long."""
+        key = self.branch_scale, self.recompute
+        known, chain = self.__dict__.get("_known_chain", (None, None))
+        if known is None or known[0] is not key[0] or known[1] != key[1]:
+            skips = [replace(skip, scale=self.branch_scale) for skip in self._skips]
+            chain = Chain(self._acts, self.recompute, skips)
+            self.__dict__["_known_chain"] = key, chain
+        return cast(Chain, chain)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_known_chain"}
 
     def _layer_by_layer(self, input: Tensor) -> Tensor:
+        if self.residual is not None:
+            chain = self._residual_chain()
+            return composite.residual(input, chain, chain.scales, list(self.layers))
         for layer in self.layers:
             input = layer(input)
         return input
 
     def extra_repr(self) -> str:
-        return "recompute=True" if self.recompute else ""
+        said = []
+        if self.residual is not None:
+            acts = {str(act) for act in self._acts[1:-1] if not act.is_identity}
+            scale = self.branch_scale
+            shown = "learned" if isinstance(scale, Tensor) else f"{scale:.4g}"
+            said += [f"residual={self.residual!r}", f"activation={'/'.join(sorted(acts))}"]
+            said += [f"branch_scale={shown}"]
+        return ", ".join([*said, *(["recompute=True"] if self.recompute else [])])
 
 
 def _activations(sizes: Any, activation: Any, out_activation: Any) -> list[Any]:

@@ -1,0 +1,65 @@
+"""Which layers of an MLP are residual branches, and which are shared."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from manualgrad.chain import Skip, check_scale
+from manualgrad.nn.linear import Linear
+from manualgrad.walks import IDENTITY
+
+RESIDUALS = ("pre", "post", "block")
+
+
+def branches(kind: Any, sizes: Sequence[int], acts: list[Any]) -> tuple[list[Skip], list[Any]]:
+    """The skips of a residual MLP, of scale 1, and its activations.  kind: as MLP's residual."""
+    if kind not in RESIDUALS:
+        raise ValueError(
+            f"manualgrad.nn.MLP: residual {kind!r} is none of "
+            f"{', '.join(map(repr, RESIDUALS))} or None"
+        )
+    equal = [l for l in range(2, len(sizes) - 1) if sizes[l - 1] == sizes[l]]
+    if kind == "block":
+        skips, acts, l = [], list(acts), 2
+        while l < len(sizes) - 1:
+            pair = l in equal and l + 1 in equal
+            if pair:
+                skips.append(Skip(l - 1, l + 1, "out"))
+                acts[l] = IDENTITY  # of layer l + 1
+            l += 1 + pair
+    else:
+        skips = [Skip(l - 1, l, kind) for l in equal]
+    if not skips:
+        need = "two neighbouring hidden layers" if kind == "block" else "a hidden layer"
+        raise ValueError(
+            f"manualgrad.nn.MLP: residual={kind!r} finds no branch in sizes {list(sizes)}: it "
+            f"needs {need}, behind the first, as wide as the one before"
+        )
+    return skips, acts
+
+
+def branch_scale_of(branch_scale: Any, count: int) -> Any:
+    """The scale of each of count branches: as given, or 1 / sqrt(count) for "auto"."""
+    if isinstance(branch_scale, str):
+        if branch_scale != "auto":
+            raise ValueError(
+                f"manualgrad.nn.MLP: branch_scale {branch_scale!r} must be 'auto', a number or a "
+                f"Parameter"
+            )
+        return count**-0.5
+    check_scale("manualgrad.nn.MLP", branch_scale)
+    return branch_scale
+
+
+def check_shared(sizes: Sequence[int], acts: Sequence[Any], layers: Sequence[Linear]) -> None:
+    """Raises ValueError where nothing is shared, or one layer would need two activations."""
+    if len(sizes) > 3 and len(set(layers)) == len(layers):
+        raise ValueError(
+            f"manualgrad.nn.MLP: shared=True, but no two hidden layers of sizes {list(sizes)} have "
+            f"the same shape"
+        )
+    for layer, act in zip(layers, acts, strict=True):
+        if layer.activation is not act:
+            raise ValueError(
+                f"manualgrad.nn.MLP: shared=True, but layers of one shape have the activations "
+                f"{layer.activation} and {act}; give them the same"
+            )
