@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from manualgrad import compat
 from manualgrad.activations import ACTIVATIONS, Activation
 from manualgrad.activations.gates import FAR
 from manualgrad.activations.rectifiers import SELU_ALPHA, SELU_SCALE
@@ -100,7 +101,7 @@ def linear_act_forward(x, weight, bias, act, skip=None, with_z=False):
     if type(z) is not torch.Tensor and not (act.is_identity and skip is None):
         z = _added_up(z)
     if skip is not None:
-        z = z + skip
+        z = _plus(z, skip)
     if act.is_identity:
         return z, z
     a = kernels_of(act)[0](z.clone() if with_z and act.keeps == "a" else z)
@@ -121,6 +122,16 @@ def _added_up(z):
     return z.redistribute(placements=[Replicate() if p.is_partial() else p for p in placements])
 
 
+def _plus(fresh, skip):
+    """fresh + skip, in place where fresh is plain: it is a product's, and nobody else's.
+
+    Not by addmm, which rounds the sum in another order: branch and skip are then two addends.
+    """
+    if type(fresh) is torch.Tensor and not compat.transforms_active() and not fresh.requires_grad:
+        return fresh.add_(skip)
+    return fresh + skip
+
+
 def bp1_output_error(grad_a, s, act):
     """BP1: delta^L = grad_a C * sigma'(z^L).  grad_a, s (M, N).  Returns (delta, rows)."""
     delta = grad_a if act.is_identity else kernels_of(act)[1](grad_a, s)
@@ -129,10 +140,12 @@ def bp1_output_error(grad_a, s, act):
 
 def bp2_propagate_error(delta, weight, s, act, skip=None, with_a=True, skip_z=None):
     """BP2: delta^l = (delta^{l+1} W^{l+1}) * sigma'(z^l).  Returns (delta^l, rows, a^l)."""
-    adjoint = delta.mm(weight) if skip is None else torch.addmm(skip, delta, weight)
+    adjoint = delta.mm(weight)
+    if skip is not None:
+        adjoint = _plus(adjoint, skip)
     below = adjoint if act.is_identity else kernels_of(act)[1](adjoint, s)
     if skip_z is not None:
-        below = below + skip_z
+        below = _plus(below, skip_z)
     return below, below, (output(s, act) if with_a else None)
 
 

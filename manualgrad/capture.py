@@ -13,7 +13,7 @@ follows (McCandlish et al. 2018, "An Empirical Model of Large-Batch Training", e
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -41,12 +41,6 @@ class Use:
     weight: Any
     bias: Any
     transposed: bool = False
-
-    @property
-    def sides(self) -> tuple[Tensor, Tensor]:
-        """(left, right) with left_i right_i^T the gradient of ``weight`` from row i."""
-        assert self.a is not None
-        return (self.a, self.delta) if self.transposed else (self.delta, self.a)
 
 
 class capture:
@@ -176,8 +170,9 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _sides(use: Use) -> tuple[Tensor, Tensor]:
-    left, right = use.sides
-    return _wide(left), _wide(right)
+    """(left, right) with left_i right_i^T the gradient of the weight from row i."""
+    a, delta = _wide(cast(Tensor, use.a)), _wide(use.delta)
+    return (a, delta) if use.transposed else (delta, a)
 
 
 def _squares(rows: Tensor) -> Tensor:

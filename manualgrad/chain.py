@@ -9,7 +9,6 @@ an activation, a branch scaled by s is a layer whose parameters are s W and s b:
 a pass over the parameters, scaling the branch one over the examples.
 """
 
-import functools
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,21 +90,10 @@ class Branch(NamedTuple):
     at: int | None
 
 
-class Slot(NamedTuple):
-    """The numbers, among a chain's tensors, of a layer's weight and bias.
-
-    transposed: the layer's weight is the transpose of that tensor (a tied decoder's).
-    """
-
-    weight: int
-    bias: int
-    transposed: bool = False
-
-
-@functools.lru_cache(maxsize=256)
-def own_slots(depth: int) -> tuple[Slot, ...]:
-    """Each layer has parameters of its own: W^1, b^1, ..., W^L, b^L.  slots[0] belongs to none."""
-    return Slot(-1, -1), *(Slot(2 * l - 2, 2 * l - 1) for l in range(1, depth + 1))
+# A layer's slot: the numbers, among a chain's tensors, of its weight and its bias, and whether the
+# weight is the transpose of that tensor (a tied decoder's).
+Slot = tuple[int, int, bool]
+NO_LAYER: Slot = (-1, -1, False)  # layer 0, the input
 
 
 class Chain:
@@ -134,7 +122,9 @@ class Chain:
         slots: tuple[Slot, ...] | None = None,
     ):
         self.acts, self.depth, self.recompute = acts, len(acts) - 1, recompute
-        self.slots = own_slots(self.depth) if slots is None else slots
+        if slots is None:  # each layer has parameters of its own: W^1, b^1, ..., W^L, b^L
+            slots = NO_LAYER, *[(at, at + 1, False) for at in range(0, 2 * self.depth, 2)]
+        self.slots = slots
         self.branches: dict[int, Branch] = {}
         self.carries_z: dict[int, int] = {}
         self.carries_a: dict[int, int] = {}
@@ -233,7 +223,7 @@ def shares(tensors: Sequence[Any]) -> bool:
     return any(t.grad_fn is not None and _transpose_of(t) is not None for t in given)
 
 
-def merged(chain: Chain, tensors: Sequence[Any]) -> tuple[Chain, Sequence[Any]]:
+def merged(chain: Chain, tensors: Sequence[Any]) -> tuple[Any, ...]:
     """The chain on each tensor once: a parameter that stands at several places has one gradient.
 
     Its uses are then summed in one buffer. W and its own W.t() are one parameter too.
@@ -249,12 +239,12 @@ def merged(chain: Chain, tensors: Sequence[Any]) -> tuple[Chain, Sequence[Any]]:
         whole = _transpose_of(tensors[weight])
         transposed = whole is not None and id(whole) in numbers
         number = numbers[id(whole if transposed else tensors[weight])]
-        slots.append(Slot(number, numbers[id(tensors[bias])], transposed))
+        slots.append((number, numbers[id(tensors[bias])], transposed))
     branches = {
         end: b if b.at is None else b._replace(at=numbers[id(tensors[b.at])])
         for end, b in chain.branches.items()
     }
-    return chain.but(slots=tuple(slots), branches=branches), once
+    return chain.but(slots=tuple(slots), branches=branches), *once
 
 
 def _transpose_of(tensor: Any) -> Tensor | None:

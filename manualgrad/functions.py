@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from manualgrad import backends, capture, compat, composite, equations
+from manualgrad import backends, compat, composite, equations
 from manualgrad import ops as operators
 from manualgrad.activations import Activation
+from manualgrad.capture import active as listening
+from manualgrad.capture import noting
 from manualgrad.chain import Chain, merged, shares
 from manualgrad.differentiable import differentiable
 from manualgrad.ops import backend_for
@@ -79,9 +81,9 @@ class LinearActFunction(Function):
             grad_x, _, _ = ops.bp2_propagate_error(delta, weight, x, IDENTITY, with_a=False)
         if needs_weight:
             grad_weight = ops.bp4_weight_gradient(delta, x)
-        if capture.active:
+        if listening:
             needs = needs_x, needs_weight, needs_bias
-            capture.noting(ctx, needs)(0, 1, False, delta, x)
+            noting(ctx, needs)(0, 1, False, delta, x)
         return grad_x, None, grad_weight, grad_bias
 
 
@@ -139,8 +141,8 @@ class MLPFunction(Function):
         if _to_be_differentiated():
             chain = chain.but(acts=tuple(map(differentiable, chain.acts)))
         else:
-            ops = backend_for(s[top] if grad_a is None else grad_a)
-        note = capture.noting(ctx, (needs_x, *needs)) if capture.active else None
+            ops = backend_for(cast(Tensor, s[top]) if grad_a is None else grad_a)
+        note = noting(ctx, (needs_x, *needs)) if listening else None
         grad_x, *grads = backward_pass(
             ops, chain, tensors, s, a_kept, (needs_x, *needs), sent, note
         )
@@ -199,5 +201,5 @@ def mlp(x: Tensor, chain: Chain, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         # operators know no skips: PyTorch differentiates those itself
         return (composite.mlp if chain.branches else _mlp)(x, chain, *tensors)
     if not compat.transforms_active() and shares(tensors):
-        chain, tensors = merged(chain, tensors)
+        return _mlp(x, *merged(chain, tensors))
     return _mlp(x, chain, *tensors)

@@ -6,7 +6,6 @@ Read manualgrad.backends for the table. What is here is how each backend does ea
 import sys
 from types import ModuleType
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -78,7 +77,9 @@ def bp2_by(choice, delta, weight, s, act, skip=None, with_a=True, skip_z=None):
             delta, weight, s, act, skip, with_a, skip_z, tile=tile
         )
     if choice.backend == "hybrid":
-        adjoint = delta.mm(weight) if skip is None else torch.addmm(skip, delta, weight)
+        adjoint = delta.mm(weight)
+        if skip is not None:
+            adjoint += skip
         return triton_kernels().sigma_prime_pass(adjoint, s, act, with_a, skip_z, in_place=True)
     return aten.bp2_propagate_error(delta, weight, s, act, skip, with_a, skip_z)
 

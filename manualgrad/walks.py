@@ -4,14 +4,13 @@ Adjoints are summed over successors (eq. 13). A skip makes z^start or a^start a 
 successors, a shared parameter is one too: both are sums here, and no case of their own.
 """
 
-import functools
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
-from manualgrad.activations import ACTIVATIONS, Activation
+from manualgrad.activations import ACTIVATIONS
 from manualgrad.chain import Branch, Chain, added, scale_gradient, scaled
 from manualgrad.ops import backend_for
 
@@ -40,7 +39,7 @@ def forward_pass(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> tuple[Tenso
             carried["z", l], s = s, (s if act.keeps == "z" else a)
         s_hidden.append(s)
         if l in chain.outs:
-            a = added(brought, a, chain.scale(l, tensors))
+            a = added(cast(Tensor, brought), a, chain.scale(l, tensors))
             a_hidden.append(a)
         if l in chain.carries_a:
             carried["a", l] = a
@@ -60,15 +59,12 @@ def _brought(chain: Chain, l: int, branch: Branch, carried: dict) -> Tensor:
 
 def hidden_outputs(chain: Chain) -> tuple[tuple[str, int], ...]:
     """(what, l) of each further output of forward_pass: z^l, a^l, or sigma(z^l) as "branch"."""
-    return () if chain.recompute else _hidden(chain.acts, chain.outs, chain.hides_top)
-
-
-@functools.lru_cache(maxsize=256)
-def _hidden(acts: tuple[Activation, ...], outs: frozenset[int], hides_top: bool) -> tuple:
-    depth, kinds = len(acts) - 1, []
-    for l in range(1, depth + hides_top):
+    if chain.recompute:
+        return ()
+    acts, outs, kinds = chain.acts, chain.outs, []
+    for l in range(1, chain.depth + chain.hides_top):
         kinds.append(("z" if acts[l].keeps == "z" else "branch" if l in outs else "a", l))
-    return *kinds, *(("a", l) for l in sorted(outs) if l < depth)
+    return *kinds, *(("a", l) for l in sorted(outs) if l < chain.depth)
 
 
 def kept_for_backward(chain: Chain, x: Tensor, tensors, output, needs) -> list[Tensor | None]:
@@ -148,7 +144,7 @@ class Walk:
         self.a_kept: dict[int, Tensor] = a_kept
         self.grads: list[Tensor | None] = [None] * len(needs)
 
-    def error(self, l: int, grad_a: Tensor | None, s: Tensor) -> tuple[Tensor, Tensor]:
+    def error(self, l: int, grad_a: Tensor | None, s: Any) -> tuple[Any, Any]:
         """BP1 at layer l, from the adjoint of a^l; to delta comes what else arrives at z^l."""
         if l in self.chain.outs:
             grad_a = self.adjoint_of_branch(l, grad_a, s)
@@ -190,7 +186,7 @@ class Walk:
         act = self.chain.acts[below]
         return bp2(delta, weight, s_below, act, skip, with_a, sent.z.pop(below, None))
 
-    def scaled_gradients(self, l: int, delta: Tensor, rows: Tensor, a: Tensor | None) -> None:
+    def scaled_gradients(self, l: int, delta: Tensor, rows: Any, a: Tensor | None) -> None:
         """BP3 and BP4 of a branch's layer, whose parameters are scale W and scale b."""
         chain, (weight_at, bias_at, transposed) = self.chain, self.chain.slots[l]
         scale, learns = chain.scale(l, self.tensors), chain.learns_scale(l, self.needs)

@@ -52,7 +52,7 @@ def branch_scale_of(branch_scale: Any, count: int) -> Any:
 
 def check_shared(sizes: Sequence[int], acts: Sequence[Any], layers: Sequence[Linear]) -> None:
     """Raises ValueError where nothing is shared, or one layer would need two activations."""
-    if len(sizes) > 3 and len(set(layers)) == len(layers):
+    if len(sizes) > 4 and len(set(layers)) == len(layers):
         raise ValueError(
             f"manualgrad.nn.MLP: shared=True, but no two hidden layers of sizes {list(sizes)} have "
             f"the same shape"

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 
 from manualgrad.activations import ACTIVATIONS, Activation
-from manualgrad.verify import cases, kernels
+from manualgrad.verify import kernels
 from manualgrad.verify.cases import Case
 from manualgrad.verify.checking import Settings, examine
 from manualgrad.verify.formulas import FORMULA_CHECKS
 from manualgrad.verify.isolation import undisturbed
 from manualgrad.verify.judges import Check, put
 from manualgrad.verify.report import CheckReport, Outcome
+from manualgrad.verify.table import of_activation as rows_of_activation
+from manualgrad.verify.table import table
 
 
 def judge(case: Case, judges: Sequence[str], device: str = "cpu") -> CheckReport:
@@ -52,7 +54,7 @@ def outcomes(case: Case, judges: Sequence[str], device: str) -> list[Outcome]:
 
 def of_activation(name: str, judges: Sequence[str]) -> CheckReport:
     """The report on a registered activation: its formulas, and the layers that are built on it."""
-    found = [o for case in cases.of_activation(name) for o in outcomes(case, judges, "cpu")]
+    found = [o for case in rows_of_activation(name) for o in outcomes(case, judges, "cpu")]
     return CheckReport(name, found)
 
 
@@ -61,7 +63,7 @@ SLOWER = ("gradgradcheck", "forward mode")  # than the adjoint judge, who asks i
 
 def rows(quick: bool, dtype: torch.dtype | None) -> list[Case]:
     """The rows of the table that an audit walks."""
-    walked = [case for case in cases.table() if dtype in (None, case.dtype)]
+    walked = [case for case in table() if dtype in (None, case.dtype)]
     if quick:
         walked = [
             replace(case, judges=case.quick, without=(*case.without, *SLOWER))

@@ -1,12 +1,11 @@
-"""The one table of cases: what `manualgrad check` and the tests walk, so that neither can differ.
+"""The cases that `manualgrad check` and the tests ask about: what one is, and how it is built.
 
 A case names an operation with everything that it may depend on, and builds three things: the
 function under check, its tensors, and the same function written in torch's own operations.
 """
 
 import copy
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manualgrad import functional, losses
-from manualgrad.activations import ACTIVATIONS, Activation, activation_of
-from manualgrad.backends import OPERATIONS
+from manualgrad.activations import Activation, activation_of
+from manualgrad.chain import KINDS, Skip
 from manualgrad.nn import MLP, Linear
 from manualgrad.verify.report import JUDGES
 
-HALF = (torch.bfloat16, torch.float16)
-NARROW = (torch.float32, *HALF)
-VALUES = ("oracle", "native")
 ALL = tuple(judge for judge in JUDGES if judge != "symbolic")  # it reads formulas, not layers
-FORMULAS = ("oracle", "symbolic", "conduct")
-NUMBERS = ("oracle", "native", "finite differences", "adjoint")
 
 
 @dataclass(frozen=True)
@@ -34,9 +28,10 @@ class Case:
 
     operation: as in manualgrad's public names. activation: of every layer, or "relu-gelu-..." one
     each. shape: of the examples. layout: of the input. frozen: names of tensors that require no
-    gradient. skip: "around" for x + chain(x). sharing: "depth" for one weight in every layer,
-    "tied" for a weight and its transposed. options: further keywords. judges: who are asked;
-    quick: who are asked when time is short. without: questions that other rows ask.
+    gradient. skip: "around" for x + chain(x), or the kind of two skips inside the chain. sharing:
+    "depth" for one weight in every layer, "tied" for a weight and its transposed. options: further
+    keywords. judges: who are asked; quick: who are asked when time is short. without: questions
+    that other rows ask.
     """
 
     operation: str
@@ -138,17 +133,41 @@ def _mlp(case: Case, source: Source) -> tuple[Callable, tuple, Callable]:
             return [weights[0], weights[0].T, weights[0]], biases * 3
         return weights, biases
 
-    def mlp(input, weights, biases):
-        a = functional.mlp(input, *layers(weights, biases), acts, **options)
-        return input + a if case.skip else a
+    learned = options.pop("learned", False)
+    scales = (source("scale", 4), source("scale", 1)) if learned else ()
+    inside = _skips(case.skip, ())
 
-    def reference(input, weights, biases):
-        a = input
-        for weight, bias, act in zip(*layers(weights, biases), acts, strict=True):
-            a = twin(act)(F.linear(a, weight, bias))
-        return input + a if case.skip else a
+    def mlp(input, weights, biases, *scales):
+        skips = _skips(case.skip, scales)
+        a = functional.mlp(input, *layers(weights, biases), acts, skips=skips, **options)
+        return input + a if case.skip == "around" else a
 
-    return mlp, (x, weights, biases), reference
+    def reference(input, weights, biases, *scales):
+        a, z = [input], [input]
+        ends = {skip.end: skip for skip in inside}
+        for l, (weight, bias, act) in enumerate(zip(*layers(weights, biases), acts, strict=True)):
+            u, skip = F.linear(a[l], weight, bias), ends.get(l + 1)
+            scale = (scales or NUMBERS)[inside.index(skip)] if skip else None
+            if skip and skip.kind != "out":
+                u = (z if skip.kind == "pre" else a)[skip.start] + scale * u
+            z.append(u)
+            a.append(twin(act)(u))
+            if skip and skip.kind == "out":
+                a[-1] = a[skip.start] + scale * a[-1]
+        return input + a[-1] if case.skip == "around" else a[-1]
+
+    return mlp, (x, weights, biases, *scales), reference
+
+
+NUMBERS = (1.0, 0.5)  # scales that are not learned
+
+
+def _skips(kind: str, scales: tuple) -> list[Skip]:
+    """Two skips in a chain of three layers that overlap at their start."""
+    if kind not in KINDS:
+        return []
+    places = ((1, 2), (1, 3)) if kind == "pre" else ((0, 1), (0, 3))
+    return [Skip(*at, kind, scale) for at, scale in zip(places, scales or NUMBERS, strict=True)]
 
 
 MODULES = {"identity": nn.Identity, "relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
@@ -209,83 +228,3 @@ BUILDERS: dict[str, Callable[[Case, Source], tuple[Callable, tuple, Callable]]] 
     "cross_entropy": _loss,
     "binary_cross_entropy_with_logits": _loss,
 }
-
-
-# the table
-
-
-def of_activation(name: str) -> Iterator[Case]:
-    """Its formulas, one layer, a chain of three, and the operations that it enters: every dtype."""
-    three = f"{name}-tanh-{name}"
-    once = ("torch.compile", "forward over reverse")  # a chain is there a row of such layers
-    yield Case("formulas", name, (), judges=FORMULAS, quick=FORMULAS)
-    yield Case("linear_act", name)
-    yield Case("mlp", three, quick=NUMBERS, without=once)
-    recompute = (("recompute", True),)
-    backward = (*once, "forward mode", "forward mode against backward")  # nothing is kept for it
-    yield Case("mlp", three, options=recompute, judges=(*NUMBERS, "conduct"), without=backward)
-    for dtype in NARROW:
-        yield Case("linear_act", name, (33,), dtype, judges=(*VALUES, "conduct"), without=once)
-        quick = () if dtype == torch.float32 else VALUES
-        yield Case("mlp", three, (33,), dtype, judges=VALUES, quick=quick)
-    for operation, dtype in itertools.product(OPERATIONS[:3], (torch.float64, *NARROW)):
-        yield Case(operation, name, (), dtype, judges=("kernel",))
-
-
-def of_chains() -> Iterator[Case]:
-    """What a chain may be besides its activations."""
-    for act in ("relu", "gelu", "identity"):
-        yield Case("linear_act", act, (2, 3), layout="transposed", options=(("bias", False),))
-    for acts in ("relu-gelu-identity", "silu-identity-sigmoid", "identity-identity-identity"):
-        for recompute in ((), (("recompute", True),)):
-            yield Case("mlp", acts, options=recompute)
-            yield Case("mlp", acts, (2, 3), layout="transposed", skip="around", options=recompute)
-            for sharing in ("depth", "tied"):
-                yield Case("mlp", acts, sharing=sharing, options=recompute)
-    yield Case("mlp", "gelu-relu-tanh", frozen=("input", "weights[0]", "biases[0]"))
-    yield Case("mlp", "gelu-relu-tanh", frozen=("weights[1]", "weights[2]"))
-
-
-def of_modules() -> Iterator[Case]:
-    for act in ("relu", "gelu", "identity"):
-        quick = ALL if act == "gelu" else ()
-        yield Case("nn.Linear", act, dtype=torch.float32, quick=quick)
-    for recompute in ((), (("recompute", True),)):
-        yield Case("nn.MLP", "gelu-tanh-identity", dtype=torch.float32, options=recompute)
-    yield Case("nn.MLP.from_sequential", "relu-gelu-tanh", dtype=torch.float32)
-
-
-def of_operations() -> Iterator[Case]:
-    """BP3 and BP4, which know no activation."""
-    for operation, dtype in itertools.product(OPERATIONS[3:], (torch.float64, *NARROW)):
-        yield Case(operation, "identity", (), dtype, judges=("kernel",))
-
-
-def of_losses() -> Iterator[Case]:
-    for reduction, shape in itertools.product(("mean", "sum", "none"), ((4,), (3, 2))):
-        one = {"shape": shape, "quick": NUMBERS if shape == (4,) else ()}
-        base = (("reduction", reduction),)
-        yield Case("mse_loss", options=base, **one)
-        weighted = (("weight", True), ("pos_weight", True))
-        for options in ((), weighted) if shape == (4,) else ((),):
-            yield Case("binary_cross_entropy_with_logits", options=(*base, *options), **one)
-        for target, options in (
-            ("indices", ()),
-            ("indices", (("weight", True), ("label_smoothing", 0.2), ("ignore_index", 2))),
-            ("probabilities", (("label_smoothing", 0.2),)),
-        ):
-            kind = (("target", target), *base)
-            yield Case("cross_entropy", options=(*kind, *options), **one)
-    for operation, dtype in itertools.product(
-        ("mse_loss", "binary_cross_entropy_with_logits", "cross_entropy"), NARROW
-    ):
-        options = (("target", "indices"),) if operation == "cross_entropy" else ()
-        yield Case(
-            operation, shape=(32,), dtype=dtype, options=options, judges=(*VALUES, "conduct")
-        )
-
-
-def table() -> list[Case]:
-    """Every case, those of newly registered activations included."""
-    rows = [case for name in sorted(ACTIVATIONS) for case in of_activation(name)]
-    return [*rows, *of_operations(), *of_chains(), *of_modules(), *of_losses()]

@@ -5,7 +5,7 @@ from cases import DEVICE
 
 from manualgrad.backends import OPERATIONS
 from manualgrad.verify.audit import judge
-from manualgrad.verify.cases import table
+from manualgrad.verify.table import table
 
 ROWS = [case for case in table() if case.operation in OPERATIONS]
 
