@@ -203,14 +203,6 @@ def test_mlp_refuses_bad_sizes(arguments, error, message):
         mg.nn.MLP(*arguments)
 
 
-def test_what_is_not_there_yet_says_so():
-    for option in ({"residual": "pre"}, {"shared": True}, {"branch_scale": 0.5}):
-        with pytest.raises(NotImplementedError, match="not available yet"):
-            mg.nn.MLP([4, 4, 4], **option)
-    with pytest.raises(NotImplementedError, match="not available yet"):
-        mg.mlp(torch.randn(2, 3), [torch.randn(3, 3)], None, "relu", skips=[1])
-
-
 def pruned(net, first):
     nn.utils.prune.l1_unstructured(first, "weight", amount=0.5)
 

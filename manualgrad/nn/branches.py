@@ -1,13 +1,39 @@
 """Which layers of an MLP are residual branches, and which are shared."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+from torch import nn
 
 from manualgrad.chain import Skip, check_scale
 from manualgrad.nn.linear import Linear
 from manualgrad.walks import IDENTITY
 
 RESIDUALS = ("pre", "post", "block")
+
+
+class SharedLayers(nn.Module):
+    """A list in which a layer may stand at several places; it is registered at its first alone.
+
+    So each Parameter has one name in the state_dict. (With two, torch.func.functional_call leaves
+    what it was given behind in the module: it puts both names back, the second from the first.)
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        first = {layer: str(i) for i, layer in reversed(list(enumerate(layers)))}
+        for layer, name in reversed(first.items()):
+            self.add_module(name, layer)
+        self._places = tuple(first[layer] for layer in layers)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter([cast(nn.Module, self._modules[name]) for name in self._places])
+
+    def __getitem__(self, index: Any) -> Any:
+        return list(self)[index]
 
 
 def branches(kind: Any, sizes: Sequence[int], acts: list[Any]) -> tuple[list[Skip], list[Any]]:

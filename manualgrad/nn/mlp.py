@@ -11,7 +11,7 @@ from manualgrad import compat, composite, functions
 from manualgrad.activations import Activation, activation_of
 from manualgrad.chain import Chain
 from manualgrad.functional import run
-from manualgrad.nn.branches import branch_scale_of, branches, check_shared
+from manualgrad.nn.branches import SharedLayers, branch_scale_of, branches, check_shared
 from manualgrad.nn.linear import Linear, check_width
 from manualgrad.walks import IDENTITY
 
@@ -32,8 +32,9 @@ class MLP(nn.Module):
         branches; "auto": 1 / sqrt(number of branches), with which 64 ReLU layers train (with 1 they
         explode).
     zero_init: the branches' last layers start at zero, so that the network starts as if without.
-    shared: hidden layers of equal shape are one module, whose Parameters parameters() lists once
-        (Lan et al. 2020, ALBERT); their gradient is the sum over its uses (eq. 13).
+    shared: hidden layers of equal shape are one module, ``layers[1] is layers[2]``, whose
+        Parameters parameters() and state_dict() list once (Lan et al. 2020, ALBERT); their gradient
+        is the sum over their uses (eq. 13).
 
     ``layers[i]`` is a manualgrad.nn.Linear: layers.0.weight (N_1, N_0), layers.0.bias (N_1,), ...;
     under the same seed the initial values are those of the torch.nn.Linear's of the same sizes,
@@ -85,7 +86,7 @@ class MLP(nn.Module):
             layers.append(layer)
         if shared:
             check_shared(sizes, acts, layers)
-        self.layers = nn.ModuleList(layers)
+        self.layers: Any = SharedLayers(layers) if shared else nn.ModuleList(layers)
         if zero_init:
             for skip in self._skips:
                 for parameter in layers[skip.end - 1].parameters():

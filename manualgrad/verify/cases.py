@@ -147,7 +147,7 @@ def _mlp(case: Case, source: Source) -> tuple[Callable, tuple, Callable]:
         ends = {skip.end: skip for skip in inside}
         for l, (weight, bias, act) in enumerate(zip(*layers(weights, biases), acts, strict=True)):
             u, skip = F.linear(a[l], weight, bias), ends.get(l + 1)
-            scale = (scales or NUMBERS)[inside.index(skip)] if skip else None
+            scale: Any = (scales or NUMBERS)[inside.index(skip)] if skip else None
             if skip and skip.kind != "out":
                 u = (z if skip.kind == "pre" else a)[skip.start] + scale * u
             z.append(u)
