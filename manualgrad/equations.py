@@ -24,8 +24,7 @@ def linear_act_forward(x, weight, bias, act, skip=None, with_z=False):
     Returns (a, s), or (a, z) if with_z.
     """
     z = x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)
-    if skip is not None:
-        z = z + skip
+    z = z if skip is None else z + skip
     a = _sigma(z, act)
     return a, (z if with_z or act.keeps == "z" else a)
 

@@ -79,9 +79,7 @@ def bp2_by(choice, delta, weight, s, act, skip=None, with_a=True, skip_z=None):
         )
     if choice.backend == "hybrid":
         adjoint = delta.mm(weight) if skip is None else torch.addmm(skip, delta, weight)
-        return triton_kernels().sigma_prime_pass(
-            adjoint, s, act, with_a, skip_z, in_place=True
-        )
+        return triton_kernels().sigma_prime_pass(adjoint, s, act, with_a, skip_z, in_place=True)
     return aten.bp2_propagate_error(delta, weight, s, act, skip, with_a, skip_z)
 
 
