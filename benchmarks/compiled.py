@@ -41,16 +41,24 @@ M, N, K = 8192, 4096, 1024
 
 @dataclass(frozen=True)
 class Case:
-    """One kernel of an operation for a target, in a tile (None: the kernel has none)."""
+    """One kernel of an operation for a target, in a tile (None: the kernel has none).
+
+    skips: with all that skips can ask of it at once, z written beside a included.
+    """
 
     operation: str
     target: str
     activation: str
     dtype: str = "bfloat16"
     tile: Any = None
+    skips: bool = False
 
     def __str__(self) -> str:
-        return f"{self.operation} {self.target} {self.activation} {self.dtype} {self.tile or ''}"
+        return f"{self.name} {self.target} {self.activation} {self.dtype} {self.tile or ''}"
+
+    @property
+    def name(self) -> str:
+        return self.operation + ", skips" * self.skips
 
 
 @dataclass(frozen=True)
@@ -80,10 +88,14 @@ def machine(target: str):
 
 
 def cases(targets: tuple[str, ...] = tuple(TARGETS)) -> Iterator[Case]:
-    """Every kernel x activations x tiles shipped for a target; other dtypes with GELU alone."""
+    """Every kernel x activations x tiles shipped for a target; other dtypes with GELU alone.
+
+    With skips: every tile of a layer's kernels in bfloat16, with GELU, for sm_90 with ReLU too.
+    """
     launch = kernels().launch
     for target in targets:
         shown = ACTIVATIONS if target == "sm_90" else ("relu", "gelu")
+        skipped = ("relu", "gelu") if target == "sm_90" else ("gelu",)
         kinds = ["bfloat16", "float16", "float32", "float64"]
         if target == "sm_100" and launch.TRITON < (3, 9):
             kinds.remove("float64")  # launch refuses it: that compiler fails on it
@@ -96,8 +108,12 @@ def cases(targets: tuple[str, ...] = tuple(TARGETS)) -> Iterator[Case]:
                 for tile in tiles:
                     for name in names if fused else ("identity",):
                         yield Case(operation, target, name, dtype, tile)
+                        if fused and dtype == "bfloat16" and name in skipped:
+                            yield Case(operation, target, name, dtype, tile, skips=True)
         for name in shown:
             yield Case("bp1_output_error", target, name)
+            if name in skipped:
+                yield Case("bp1_output_error", target, name, skips=True)
             if name != "identity":
                 yield Case("sigma_pass", target, name)
         yield Case("bp3_bias_gradient", target, "identity")
@@ -115,11 +131,13 @@ def rehearsed(case: Case):
     with ops.launch.rehearse(machine(case.target)) as rehearsal:
         match case.operation:
             case "linear_act_forward":
-                ops.linear_act_forward(x, weight, bias, act, tile=case.tile)
+                more = {"skip": z, "with_z": True} if case.skips else {}
+                ops.linear_act_forward(x, weight, bias, act, tile=case.tile, **more)
             case "bp1_output_error":
-                ops.sigma_prime_pass(z, z, act, with_a=True)
+                ops.sigma_prime_pass(z, z, act, with_a=True, skip_z=z if case.skips else None)
             case "bp2_propagate_error":
-                ops.bp2_propagate_error(z, weight, x, act, tile=case.tile)
+                more = {"skip": x, "skip_z": x} if case.skips else {}
+                ops.bp2_propagate_error(z, weight, x, act, tile=case.tile, **more)
             case "bp3_bias_gradient":
                 ops.bp3_bias_gradient(z)
             case "bp4_weight_gradient":
@@ -214,7 +232,7 @@ HEADERS = ("kernel", "activation", "dtype", "tile", "registers", "spilled", "in 
 
 def cells(c: Case, r: Compiled) -> tuple:
     return (
-        c.operation, c.activation, c.dtype, str(c.tile or "-"), r.registers, r.spilled,
+        c.name, c.activation, c.dtype, str(c.tile or "-"), r.registers, r.spilled,
         r.spilled_in_loop, r.shared, r.matrix_core or "-", r.loop or "-", r.epilogue or "-",
     )  # fmt: skip
 

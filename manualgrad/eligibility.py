@@ -72,12 +72,13 @@ def refusal(act: Activation, *tensors: Tensor | None) -> str | None:
         return "in forward mode tangents ride along, and a kernel would drop them"
     if compat.dispatch_modes_active():
         return "a TorchDispatchMode watches ATen's operations"
-    for tensor in tensors:
-        if tensor is None:
-            continue
+    given = [tensor for tensor in tensors if tensor is not None]
+    for tensor in given:
         reason = _refusal_of(tensor)
         if reason:
             return reason
+        if tensor.dtype is not given[0].dtype:
+            return f"{given[0].dtype} beside {tensor.dtype}: the kernels take one dtype"
     return triton_problem() or formula_problem(act)
 
 

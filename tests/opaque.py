@@ -3,6 +3,7 @@ about one. They stand where the Triton kernels stand, behind the guards of the l
 
 import contextlib
 import functools
+import inspect
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from manualgrad import aten, backends, eligibility, routed
 from manualgrad.backends import Choice
 
 PLAIN = (Tensor, torch.nn.Parameter)
+SKIPS = {"skip", "skip_z"}  # ATen would broadcast them, and promote
 
 
 def refuse(tensor):
@@ -26,17 +28,21 @@ def refuse(tensor):
 
 
 def kernel(equation):
+    named = inspect.signature(equation).bind
+
     @functools.wraps(equation)
-    def run(*inputs, tile=None, in_place=False, out=None, **keywords):
+    def run(*inputs, tile=None, **keywords):
         assert torch._C._len_torch_dispatch_stack() == 0, "a dispatch mode misses a kernel"
-        for value in (*inputs, *keywords.values()):
-            if isinstance(value, Tensor):
-                refuse(value)
+        given = named(*inputs, **keywords).arguments
+        tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+        for tensor in tensors.values():
+            refuse(tensor)
         with torch.no_grad():
-            results = equation(
-                *(v.detach() if isinstance(v, Tensor) else v for v in inputs), **keywords
-            )
+            results = equation(**(given | {n: tensor.detach() for n, tensor in tensors.items()}))
             fresh = [r.clone() if isinstance(r, Tensor) else r for r in _as_tuple(results)]
+        for name in SKIPS & set(tensors):
+            assert tensors[name].shape == fresh[0].shape, f"{name} would be read beyond its end"
+            assert tensors[name].dtype is fresh[0].dtype, f"{name} is of another dtype"
         run.calls += 1
         return tuple(fresh) if isinstance(results, tuple) else fresh[0]
 

@@ -17,8 +17,9 @@ from .operands import expect, row_major
 @triton.jit(do_not_specialize=["M", "SPAN"])
 def sigma_prime_pass_kernel(
     adjoint, s,      # (M, N): dC/da; z or a as kept, None for the identity
+    skip_z,          # (M, N): the adjoint that other successors of z send, or None
     delta, rows, a,  # out: (M, N) or None; (cdiv(M, SPAN), N) sums; (M, N) or None
-    M, N, SPAN, adjoint_stride, adjoint_step, s_stride, delta_stride,
+    M, N, SPAN, adjoint_stride, adjoint_step, s_stride, skip_z_stride, delta_stride,
     SIGMA_PRIME: tl.constexpr,  # device function of s; None: the identity
     SIGMA: tl.constexpr,
     ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -41,6 +42,8 @@ def sigma_prime_pass_kernel(
             value = tl.where(inside, value * SIGMA_PRIME(kept), 0.0)
             if a is not None:
                 tl.store(a + row * N + n, SIGMA(kept).to(a.dtype.element_ty), mask=inside)
+        if skip_z is not None:
+            value += tl.load(skip_z + row * skip_z_stride + n, mask=inside, other=0.0).to(ACC)
         if delta is not None:
             tl.store(delta + row * delta_stride + n, value.to(delta.dtype.element_ty), mask=inside)
         sums += value
@@ -58,17 +61,20 @@ def sums_dtype(dtype):
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def sigma_prime_pass(adjoint, s, act, with_a=False, in_place=False):
-    """adjoint * sigma'(s) and its column sums in one pass.  adjoint, s (M, N).
+def sigma_prime_pass(adjoint, s, act, with_a=False, skip_z=None, in_place=False):
+    """delta = adjoint * sigma'(s) + skip_z, and its column sums, in one pass.
 
+    adjoint, s (M, N); skip_z (M, N) or None: the adjoint that other successors of z send.
     in_place: delta overwrites the adjoint, which must be the caller's own, if it is row-major.
     Returns (delta, rows, a), a re-derived from s if with_a, else None.
     """
     M, N = adjoint.shape
-    expect("sigma_prime_pass", s=(None if act.is_identity else s, (M, N)))
-    in_place = (in_place and adjoint.stride(1) == 1) or act.is_identity
-    delta = adjoint if in_place else adjoint.new_empty(M, N)
     kept = None if act.is_identity else row_major(s)
+    skip_z = None if skip_z is None else row_major(skip_z)
+    expect("sigma_prime_pass", s=(kept, (M, N)), skip_z=(skip_z, (M, N)))
+    unchanged = act.is_identity and skip_z is None  # nothing to write: delta is the adjoint
+    in_place = in_place and adjoint.stride(1) == 1
+    delta = adjoint if in_place or unchanged else adjoint.new_empty(M, N)
     a = s.new_empty(M, N) if with_a and act.hides_z else None
     span = launch.chunk_rows(M, N, launch.machine_of(adjoint))
     rows = adjoint.new_empty(launch.cdiv(M, span), N, dtype=sums_dtype(adjoint.dtype))
@@ -76,8 +82,8 @@ def sigma_prime_pass(adjoint, s, act, with_a=False, in_place=False):
     launch.run(
         sigma_prime_pass_kernel,
         (launch.cdiv(N, block_n), rows.shape[0]),
-        {"adjoint": adjoint, "s": kept},
-        {"delta": None if act.is_identity else delta, "rows": rows, "a": a},
+        {"adjoint": adjoint, "s": kept, "skip_z": skip_z},
+        {"delta": None if unchanged else delta, "rows": rows, "a": a},
         M=M, N=N, SPAN=span,
         SIGMA_PRIME=prime_of(act, adjoint.dtype),
         SIGMA=None if a is None else sigma_of(act, a.dtype),

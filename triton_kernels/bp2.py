@@ -12,20 +12,22 @@ from .tiles import column_sums, halves, load_tile, pointers, product, store_tile
 
 
 @triton.jit
-def _propagate(acc, s, skip, below, rows, a, tile_m, m, k, M, K, s_stride, skip_stride,
-               SIGMA_PRIME: tl.constexpr, SIGMA: tl.constexpr, DTYPE: tl.constexpr,
+def _propagate(acc, s, skip, skip_z, below, rows, a, tile_m, m, k, M, K, s_stride, skip_stride,
+               skip_z_stride, SIGMA_PRIME: tl.constexpr, SIGMA: tl.constexpr, DTYPE: tl.constexpr,
                TMA: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
     """The epilogue: a tile of delta^{l+1} W^{l+1}, first element (m, k), becomes delta^l's."""
-    if skip is not None:  # eq. 13: adjoints are summed over successors
-        acc += load_tile(
-            skip, m, k, M, K, skip_stride, acc.shape[0], acc.shape[1], TMA, EVEN
-        ).to(acc.dtype)  # fmt: skip
+    if skip is not None:  # eq. 13: adjoints are summed over successors, here those of a^l
+        sent = load_tile(skip, m, k, M, K, skip_stride, acc.shape[0], acc.shape[1], TMA, EVEN)
+        acc += sent.to(acc.dtype)
     if s is not None:
         kept = load_tile(s, m, k, M, K, s_stride, acc.shape[0], acc.shape[1], TMA, EVEN)
         kept = kept.to(acc.dtype)
         acc *= SIGMA_PRIME(kept)
         if a is not None:
             store_tile(a, SIGMA(kept).to(DTYPE), m, k, M, K, K, TMA, EVEN)
+    if skip_z is not None:  # and here those of z^l
+        sent = load_tile(skip_z, m, k, M, K, skip_z_stride, acc.shape[0], acc.shape[1], TMA, EVEN)
+        acc += sent.to(acc.dtype)
     store_tile(below, acc.to(DTYPE), m, k, M, K, K, TMA, EVEN)
     if not EVEN:
         acc = tl.where((m + tl.arange(0, acc.shape[0]) < M)[:, None], acc, 0.0)
@@ -36,9 +38,9 @@ def _propagate(acc, s, skip, below, rows, a, tile_m, m, k, M, K, s_stride, skip_
 @triton.jit(do_not_specialize=["M"])
 def bp2_propagate_error_kernel(
     delta, weight,   # (M, N), (N, K): layer l+1's
-    s, skip,         # (M, K): z^l or a^l as kept, None for the identity; an adjoint or None
+    s, skip, skip_z, # (M, K): z^l or a^l as kept, None for the identity; adjoints or None
     below, rows, a,  # out: delta^l (M, K); (cdiv(M, BLOCK_M), K) sums; a^l (M, K) or None
-    M, N, K, delta_stride, weight_stride, s_stride, skip_stride,
+    M, N, K, delta_stride, weight_stride, s_stride, skip_stride, skip_z_stride,
     SIGMA_PRIME: tl.constexpr,  # device function of s; None: the identity
     SIGMA: tl.constexpr,
     DTYPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
@@ -63,32 +65,33 @@ def bp2_propagate_error_kernel(
         )  # fmt: skip
     if SUBTILES == 2:
         left, right = halves(acc)
-        _propagate(left, s, skip, below, rows, a, tile_m, m, k, M, K, s_stride, skip_stride,
-                   SIGMA_PRIME, SIGMA, DTYPE, TMA, EVEN)  # fmt: skip
-        _propagate(right, s, skip, below, rows, a, tile_m, m, k + BLOCK_K // 2, M, K, s_stride,
-                   skip_stride, SIGMA_PRIME, SIGMA, DTYPE, TMA, EVEN)  # fmt: skip
+        _propagate(left, s, skip, skip_z, below, rows, a, tile_m, m, k, M, K, s_stride,
+                   skip_stride, skip_z_stride, SIGMA_PRIME, SIGMA, DTYPE, TMA, EVEN)  # fmt: skip
+        _propagate(right, s, skip, skip_z, below, rows, a, tile_m, m, k + BLOCK_K // 2, M, K,
+                   s_stride, skip_stride, skip_z_stride, SIGMA_PRIME, SIGMA, DTYPE, TMA,
+                   EVEN)  # fmt: skip
     else:
-        _propagate(acc, s, skip, below, rows, a, tile_m, m, k, M, K, s_stride, skip_stride,
-                   SIGMA_PRIME, SIGMA, DTYPE, TMA, EVEN)  # fmt: skip
+        _propagate(acc, s, skip, skip_z, below, rows, a, tile_m, m, k, M, K, s_stride,
+                   skip_stride, skip_z_stride, SIGMA_PRIME, SIGMA, DTYPE, TMA, EVEN)  # fmt: skip
 
 
-def bp2_propagate_error(delta, weight, s, act, skip=None, with_a=True, *, tile=None):
-    """BP2: delta^l = (delta^{l+1} W^{l+1}) * sigma'(z^l).
+def bp2_propagate_error(delta, weight, s, act, skip=None, with_a=True, skip_z=None, *, tile=None):
+    """BP2: delta^l = (delta^{l+1} W^{l+1} + skip) * sigma'(z^l) + skip_z.
 
-    delta (M, N) and weight (N, K) are layer l+1's; s (M, K) and act are layer l's. skip (M, K) or
-    None: an adjoint to add first. Returns (delta^l, rows, a^l), a^l re-derived if with_a.
+    delta (M, N) and weight (N, K) are layer l+1's; s (M, K) and act are layer l's. skip, skip_z
+    (M, K) or None: the adjoints that other successors of a^l and of z^l send. Returns
+    (delta^l, rows, a^l), a^l re-derived if with_a.
     """
     delta, weight = row_major(delta), row_major(weight)
     kept = None if act.is_identity else row_major(s)
-    skip = None if skip is None else row_major(skip)
+    skip, skip_z = (t if t is None else row_major(t) for t in (skip, skip_z))
     (M, N), K = delta.shape, weight.shape[1]
-    fits = {"weight": (weight, (N, K)), "s": (kept, (M, K)), "skip": (skip, (M, K))}
-    expect("bp2_propagate_error", **fits)
+    below_shape = {"s": (kept, (M, K)), "skip": (skip, (M, K)), "skip_z": (skip_z, (M, K))}
+    expect("bp2_propagate_error", weight=(weight, (N, K)), **below_shape)
     below = delta.new_empty(M, K)
     a = torch.empty_like(below) if with_a and act.hides_z else None
-    tile = tile or launch.tile_for(
-        "bp2_propagate_error", M, K, delta, weight, below, kept, skip
-    )  # fmt: skip
+    read = delta, weight, below, kept, skip, skip_z
+    tile = tile or launch.tile_for("bp2_propagate_error", M, K, *read)
     rows = below.new_empty(launch.cdiv(M, tile.rows), K, dtype=sums_dtype(delta.dtype))
     part = (tile.rows, tile.columns // tile.subtiles)
     launch.run(
@@ -99,6 +102,7 @@ def bp2_propagate_error(delta, weight, s, act, skip=None, with_a=True, *, tile=N
             "weight": (weight, (tile.depth, tile.columns)),
             "s": (kept, part),
             "skip": (skip, part),
+            "skip_z": (skip_z, part),
         },
         {"below": (below, part), "rows": rows, "a": (a, part)},
         tile,

@@ -1,4 +1,4 @@
-"""The forward pass of a layer: a = sigma(x W^T + b), sigma in the product's epilogue."""
+"""The forward pass of a layer: a = sigma(x W^T + b + skip), sigma in the product's epilogue."""
 
 import torch
 import triton
@@ -7,16 +7,19 @@ import triton.language as tl
 from . import launch
 from .device_math import device_function
 from .operands import expect, row_major
-from .tiles import halves, pointers, product, store_tile, tile_of
+from .tiles import halves, load_tile, pointers, product, store_tile, tile_of
 
 
 @triton.jit
-def _activate(acc, bias, z, a, m, n, M, N, SIGMA: tl.constexpr, DTYPE: tl.constexpr,
-              TMA: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
+def _activate(acc, bias, skip, z, a, m, n, M, N, skip_stride, SIGMA: tl.constexpr,
+              DTYPE: tl.constexpr, TMA: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
     """The epilogue: a tile of x W^T, whose first element is (m, n), becomes tiles of z and a."""
     if bias is not None:
         column = n + tl.arange(0, acc.shape[1])
         acc += tl.load(bias + column, mask=column < N, other=0.0).to(acc.dtype)[None, :]
+    if skip is not None:
+        brought = load_tile(skip, m, n, M, N, skip_stride, acc.shape[0], acc.shape[1], TMA, EVEN)
+        acc += brought.to(acc.dtype)  # before z is rounded, so once
     if z is not None:
         rounded = acc.to(DTYPE)
         store_tile(z, rounded, m, n, M, N, N, TMA, EVEN)
@@ -29,8 +32,9 @@ def _activate(acc, bias, z, a, m, n, M, N, SIGMA: tl.constexpr, DTYPE: tl.conste
 @triton.jit(do_not_specialize=["M"])
 def linear_act_forward_kernel(
     x, weight, bias,  # (M, K), (N, K), (N,) or None
-    z, a,             # out: (M, N) each; z None where sigma' is written in a
-    M, N, K, x_stride, weight_stride,
+    skip,             # (M, N): what a skip connection brings to z, or None
+    z, a,             # out: (M, N) each; z None where nobody reads it
+    M, N, K, x_stride, weight_stride, skip_stride,
     SIGMA: tl.constexpr,  # device function of z; None: the identity
     DTYPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     TMA: tl.constexpr, EVEN: tl.constexpr, SUBTILES: tl.constexpr, GROUP: tl.constexpr,
@@ -54,10 +58,11 @@ def linear_act_forward_kernel(
         )  # fmt: skip
     if SUBTILES == 2:
         left, right = halves(acc)
-        _activate(left, bias, z, a, m, n, M, N, SIGMA, DTYPE, TMA, EVEN)
-        _activate(right, bias, z, a, m, n + BLOCK_N // 2, M, N, SIGMA, DTYPE, TMA, EVEN)
+        _activate(left, bias, skip, z, a, m, n, M, N, skip_stride, SIGMA, DTYPE, TMA, EVEN)
+        _activate(right, bias, skip, z, a, m, n + BLOCK_N // 2, M, N, skip_stride, SIGMA, DTYPE,
+                  TMA, EVEN)  # fmt: skip
     else:
-        _activate(acc, bias, z, a, m, n, M, N, SIGMA, DTYPE, TMA, EVEN)
+        _activate(acc, bias, skip, z, a, m, n, M, N, skip_stride, SIGMA, DTYPE, TMA, EVEN)
 
 
 def sigma_of(act, dtype):
@@ -65,14 +70,19 @@ def sigma_of(act, dtype):
     return None if act.is_identity else device_function(act.sigma, dtype.itemsize == 2)
 
 
-def linear_act_forward(x, weight, bias, act, *, tile=None):
-    """a = sigma(x W^T + b).  x (M, K), weight (N, K), bias (N,) or None.  Returns (a, s)."""
+def linear_act_forward(x, weight, bias, act, skip=None, with_z=False, *, tile=None):
+    """a = sigma(x W^T + b + skip).  x (M, K), weight (N, K); bias (N,), skip (M, N), or None.
+
+    Returns (a, s), or (a, z) if with_z: z is then written even where sigma' is written in a.
+    """
     x, weight = row_major(x), row_major(weight)
+    skip = None if skip is None else row_major(skip)
     (M, K), N = x.shape, weight.shape[0]
-    expect("linear_act_forward", weight=(weight, (N, K)), bias=(bias, (N,)))
+    expect("linear_act_forward", weight=(weight, (N, K)), bias=(bias, (N,)), skip=(skip, (M, N)))
     a = x.new_empty(M, N)
-    z = torch.empty_like(a) if act.hides_z else None
-    tile = tile or launch.tile_for("linear_act_forward", M, N, x, weight, a)
+    z = torch.empty_like(a) if (with_z or act.hides_z) and not act.is_identity else None
+    tile = tile or launch.tile_for("linear_act_forward", M, N, x, weight, a, skip)
+    tile = tile if skip is None else launch.halved(tile)
     part = (tile.rows, tile.columns // tile.subtiles)
     launch.run(
         linear_act_forward_kernel,
@@ -81,6 +91,7 @@ def linear_act_forward(x, weight, bias, act, *, tile=None):
             "x": (x, (tile.rows, tile.depth)),
             "weight": (weight, (tile.columns, tile.depth)),
             "bias": bias if bias is None else bias.contiguous(),
+            "skip": (skip, part),
         },
         {"z": (z, part), "a": (a, part)},
         tile,

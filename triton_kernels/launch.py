@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -139,6 +139,15 @@ def tile_for(operation: str, rows: int, columns: int, *operands: Tensor | None) 
     return tiles[-1]
 
 
+def halved(tile: Tile) -> Tile:
+    """The tile for a forward that reads a skip: then the epilogue takes too many registers whole.
+
+    GELU's: 255 of them and a spill in the 128x256 tile, 140 in the 128x128 one, of which a
+    multiprocessor holds two up to 128. BP2's with pointers, though, spills in halves.
+    """
+    return tile if tile.columns < 128 else replace(tile, subtiles=2)
+
+
 def cdiv(a: int, b: int) -> int:
     """a / b, rounded up. Called from the host, triton.cdiv takes microseconds."""
     return -(-a // b)
@@ -244,7 +253,8 @@ def run(
     """Launch a kernel.
 
     reads, writes: name -> a tensor, None, or (a matrix, the tile of it that is copied at a time).
-    The kernel's parameters NAME_stride and NAME_step get the strides of its rows and columns.
+    The kernel's parameters NAME_stride and NAME_step get the strides of its rows and columns, None
+    for what is None: then the compiled kernel has neither.
     DTYPE, ACC and PRECISION follow from the first tensor; a tile adds its numbers.
 
     In Triton's interpreter bfloat16 is computed in float32, on copies, and rounded by torch:
@@ -262,7 +272,7 @@ def run(
             arguments[name] = matrix
         for axis, suffix in ((0, "_stride"), (1, "_step")):
             if name + suffix in kernel.arg_names:
-                arguments[name + suffix] = 0 if matrix is None else matrix.stride(axis)
+                arguments[name + suffix] = None if matrix is None else matrix.stride(axis)
     first = next(iter(tensors.values()))
     arguments["ACC"] = tl.float64 if first.dtype == torch.float64 else tl.float32
     if "DTYPE" in kernel.arg_names:

@@ -30,8 +30,8 @@ Results = dict[str, Tensor]
 
 def forward(on: ModuleType, act: Activation, x, weight, bias, s, delta, above) -> Results:
     a, kept = on.linear_act_forward(x, weight, bias, act)
-    without, _ = on.linear_act_forward(x, weight, None, act)
-    return {"a": a, "s": kept, "a without bias": without}
+    with_skip, z = on.linear_act_forward(x, weight, None, act, delta, with_z=True)
+    return {"a": a, "s": kept, "a with a skip, without bias": with_skip, "z with a skip": z}
 
 
 def bp1(on: ModuleType, act: Activation, x, weight, bias, s, delta, above) -> Results:
@@ -41,9 +41,11 @@ def bp1(on: ModuleType, act: Activation, x, weight, bias, s, delta, above) -> Re
 
 def bp2(on: ModuleType, act: Activation, x, weight, bias, s, delta, above) -> Results:
     below, rows, a = on.bp2_propagate_error(*above, s, act)
-    added, _, _ = on.bp2_propagate_error(*above, s, act, delta, with_a=False)
-    sums = on.bp3_bias_gradient(rows, below.dtype)
-    return {"delta": below, "column sums": sums, "a": a, "delta with a skip": added}
+    skips = {"skip": delta, "skip_z": delta.flip(1)}
+    added, more, _ = on.bp2_propagate_error(*above, s, act, with_a=False, **skips)
+    sums, all_sums = (on.bp3_bias_gradient(r, below.dtype) for r in (rows, more))
+    results = {"delta": below, "column sums": sums, "a": a}
+    return results | {"delta with skips": added, "column sums with skips": all_sums}
 
 
 def bp3(on: ModuleType, act: Activation, x, weight, bias, s, delta, above) -> Results:
@@ -104,7 +106,8 @@ def against_equations(
     if (device, dtype) == ("cuda", torch.float32):
         units = COMPILED_FLOAT32
     for name, true in truth.items():
-        size = truth["delta"].abs().sum(0) if name == "column sums" else true
+        summed = truth.get(name.replace("column sums", "delta")) if "sums" in name else None
+        size = true if summed is None else summed.abs().sum(0)
         scale = max(1.0, tolerance.largest(size))
         mine, theirs = (error(r[name].double(), true).max().item() / scale for r in (ours, own))
         text = f"{name} errs by {mine:.3g} of its largest entry, the equations by {theirs:.3g}"

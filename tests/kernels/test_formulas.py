@@ -140,8 +140,12 @@ def test_shapes_that_do_not_fit_are_refused(kernels):
     calls = [
         lambda: kernels.linear_act_forward(a(4, 5), a(3, 6), None, gelu),
         lambda: kernels.linear_act_forward(a(4, 5), a(3, 5), a(2), gelu),
+        lambda: kernels.linear_act_forward(a(4, 5), a(3, 5), None, gelu, a(4, 4)),
+        lambda: kernels.linear_act_forward(a(4, 5), a(3, 5), None, gelu, a(1, 3)),
         lambda: kernels.sigma_prime_pass(a(4, 5), a(4, 4), gelu),
+        lambda: kernels.sigma_prime_pass(a(4, 5), a(4, 5), gelu, False, a(4, 4)),
         lambda: kernels.bp2_propagate_error(a(4, 5), a(5, 3), a(4, 3), gelu, a(4, 2)),
+        lambda: kernels.bp2_propagate_error(a(4, 5), a(5, 3), a(4, 3), gelu, skip_z=a(3, 4)),
         lambda: kernels.bp2_propagate_error(a(4, 5), a(4, 3), a(4, 3), gelu),
         lambda: kernels.bp4_weight_gradient(a(4, 5), a(3, 5)),
         lambda: kernels.bp4_weight_gradient(a(4, 5), a(4, 3), a(2, 3)),
@@ -154,7 +158,27 @@ def test_shapes_that_do_not_fit_are_refused(kernels):
 
 def test_in_place_on_an_adjoint_of_any_layout(kernels):
     s, gelu = normal(6, 5), ACTIVATIONS["gelu"]
-    for adjoint in (normal(6, 5), normal(5, 6).t(), normal(6, 10)[:, ::2]):
-        want = adjoint * gelu.sigma_prime(s)
-        delta, _, _ = kernels.sigma_prime_pass(adjoint, s, gelu, in_place=True)
-        torch.testing.assert_close(delta, want, rtol=1e-13, atol=1e-13)
+    skips = None, normal(6, 5), normal(5, 6).t(), normal(1, 5).expand(6, 5), normal(1).expand(6, 5)
+    for skip_z in skips:
+        for adjoint in (normal(6, 5), normal(5, 6).t(), normal(6, 10)[:, ::2]):
+            want = adjoint * gelu.sigma_prime(s) + (0.0 if skip_z is None else skip_z)
+            delta, rows, _ = kernels.sigma_prime_pass(
+                adjoint, s, gelu, False, skip_z, in_place=True
+            )
+            torch.testing.assert_close(delta, want, rtol=1e-13, atol=1e-13)
+            torch.testing.assert_close(rows.sum(0), want.sum(0), rtol=1e-13, atol=1e-13)
+
+
+def test_the_identity_overwrites_only_what_it_is_told_to(kernels):
+    identity, adjoint, skip_z = ACTIVATIONS["identity"], normal(6, 5), normal(6, 5)
+    kept, want = (adjoint.clone(), skip_z.clone()), adjoint + skip_z
+    alone, _, _ = kernels.sigma_prime_pass(adjoint, None, identity)
+    added, rows, _ = kernels.sigma_prime_pass(adjoint, None, identity, skip_z=skip_z)
+    assert alone is adjoint, "nothing to compute"
+    assert torch.equal(added, want)
+    assert torch.equal(adjoint, kept[0])
+    assert torch.equal(skip_z, kept[1])
+    torch.testing.assert_close(rows.sum(0), want.sum(0), rtol=1e-13, atol=1e-13)
+    added, _, _ = kernels.sigma_prime_pass(adjoint, None, identity, False, skip_z, in_place=True)
+    assert added is adjoint
+    assert torch.equal(added, want)

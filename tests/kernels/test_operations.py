@@ -1,17 +1,21 @@
 """Each kernel computes what the equations say: every activation, odd sizes, four dtypes."""
 
+import functools
+
 import pytest
 import torch
 from cases import DTYPES, FEW_SHAPES, NAMES, SHAPES, assert_as_exact, layer, normal
 
+from manualgrad import aten, routed
 from manualgrad.activations import ACTIVATIONS, activation_of
+from manualgrad.backends import Choice
 
 names = pytest.mark.parametrize("name", NAMES)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 
 
-def forward(backend, x, weight, bias, act):
-    return backend.linear_act_forward(x, weight, bias, act)
+def forward(backend, x, weight, bias, act, skip=None, with_z=False):
+    return backend.linear_act_forward(x, weight, bias, act, skip, with_z)
 
 
 def bp1(backend, grad_a, s, act):
@@ -19,9 +23,9 @@ def bp1(backend, grad_a, s, act):
     return delta, backend.bp3_bias_gradient(rows, delta.dtype)
 
 
-def bp2(backend, delta, weight, s, act, skip):
-    below, rows, a = backend.bp2_propagate_error(delta, weight, s, act, skip)
-    without, _, nothing = backend.bp2_propagate_error(delta, weight, s, act, skip, with_a=False)
+def bp2(backend, delta, weight, s, act, skip, skip_z=None):
+    below, rows, a = backend.bp2_propagate_error(delta, weight, s, act, skip, skip_z=skip_z)
+    without, _, nothing = backend.bp2_propagate_error(delta, weight, s, act, skip, False, skip_z)
     assert nothing is None
     assert torch.equal(below, without)
     return below, backend.bp3_bias_gradient(rows, below.dtype), a
@@ -41,8 +45,9 @@ def test_memory_is_filled_with_nan():
 def test_forward(kernels, name, dtype):
     act, cases = ACTIVATIONS[name], []
     for i, shape in enumerate(SHAPES):
-        x, weight, bias, _, _ = layer(shape, act, dtype)
-        cases.append((x, weight, bias if i % 3 else None, act))
+        x, weight, bias, _, skip = layer(shape, act, dtype)
+        bias, skip = bias if i % 3 else None, skip if i % 2 else None
+        cases.append((x, weight, bias, act, skip, i % 5 < 2))  # z asked for in four of ten
     assert_as_exact(forward, kernels, cases)
 
 
@@ -64,8 +69,32 @@ def test_bp2(kernels, name, dtype):
         *_, s, _ = layer(shape, act, dtype)  # layer l; above it stands a layer of 20 outputs
         delta, weight = normal(shape[0], 20, dtype=dtype), normal(20, shape[1], dtype=dtype)
         skip = normal(shape[0], shape[1], dtype=dtype) if i % 2 else None
-        cases.append((delta, weight, s, act, skip))
+        skip_z = normal(shape[0], shape[1], dtype=dtype) if i % 4 in (1, 2) else None
+        cases.append((delta, weight, s, act, skip, skip_z))
     assert_as_exact(bp2, kernels, cases)
+
+
+@pytest.mark.parametrize("name", ["relu", "gelu", "identity"])
+@dtypes
+def test_the_passes_behind_another_librarys_product(name, dtype):
+    act, layers, above = ACTIVATIONS[name], [], []
+    for i, shape in enumerate(FEW_SHAPES):
+        x, weight, bias, s, skip = layer(shape, act, dtype)
+        delta, upper = normal(shape[0], 20, dtype=dtype), normal(20, shape[1], dtype=dtype)
+        for more in (None, skip):
+            layers.append((x, weight, bias if i else None, act, more, i > 0))
+            above.append((delta, upper, s, act, more, torch.ones_like(skip)))
+        above.append((delta, upper, s, act, None, None))
+    assert_as_exact(forward, Hybrid, layers)
+    assert_as_exact(bp2, Hybrid, above)
+
+
+class Hybrid:
+    """The route that leaves the products to cuBLAS (here: to ATen), as a backend."""
+
+    linear_act_forward = functools.partial(routed.forward_by, Choice("hybrid", ""))
+    bp2_propagate_error = functools.partial(routed.bp2_by, Choice("hybrid", ""))
+    bp3_bias_gradient = staticmethod(aten.bp3_bias_gradient)
 
 
 @dtypes
@@ -101,9 +130,10 @@ def test_an_operation_is_bit_equal_from_run_to_run(kernels, dtype):
     delta, weight, x = (normal(*n, dtype=dtype) for n in ((65, 20), (20, 63), (65, 63)))
     runs = []
     for _ in range(2):
-        below, rows, _ = kernels.bp2_propagate_error(delta, weight, s, act)
+        below, rows, _ = kernels.bp2_propagate_error(delta, weight, s, act, x, True, s)
         grads = kernels.bp3_bias_gradient(rows, dtype), kernels.bp4_weight_gradient(delta, x)
-        runs.append((below, rows, *grads))
+        results = kernels.linear_act_forward(x, weight, None, act, delta, True)
+        runs.append((below, rows, *grads, *results))
     for first, second in zip(*runs, strict=True):
         assert torch.equal(first, second)
 

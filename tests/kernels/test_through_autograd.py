@@ -6,7 +6,7 @@ from cases import DEVICE, NAMES, normal
 from torch.utils.flop_counter import FlopCounterMode
 
 import manualgrad as mg
-from manualgrad import backends, eligibility, routed
+from manualgrad import backends, eligibility, equations, routed
 from manualgrad.activations import ACTIVATIONS
 from manualgrad.backends import Choice
 
@@ -110,6 +110,13 @@ def test_what_the_kernels_cannot_take_is_refused_with_the_reason():
             backends.choose("linear_act_forward", ACTIVATIONS["gelu"], 4, 2, 3, x, weight)
         with pytest.raises(ValueError, match="a subclass of Tensor"):
             mg.linear_act(x.as_subclass(Sub), weight)
+        gelu, skip = ACTIVATIONS["gelu"], normal(4, 2)
+        with pytest.raises(ValueError, match="a subclass of Tensor"):
+            routed.linear_act_forward(x, weight, None, gelu, skip.as_subclass(Sub))
+        with pytest.raises(ValueError, match=r"float64 beside torch\.float32"):
+            routed.linear_act_forward(x, weight, None, gelu, skip.float())
+        with pytest.raises(ValueError, match=r"float64 beside torch\.float16"):
+            routed.bp2_propagate_error(skip, weight, x, gelu, skip_z=x.half())
         with FlopCounterMode(display=False), pytest.raises(ValueError, match="TorchDispatchMode"):
             mg.linear_act(x, weight)
         assert mg.explain(x[:0], weight).choices["bp4_weight_gradient"].backend == "refused"
@@ -120,7 +127,6 @@ def test_what_the_kernels_cannot_take_is_refused_with_the_reason():
             torch.autograd.grad(a, leaf, grads, is_grads_batched=True)
         each = torch.func.vmap(lambda row: mg.linear_act(row, weight, None, "gelu"))(x)
         torch.testing.assert_close(each, mg.linear_act(x, weight, None, "gelu"))  # more examples
-    gelu = ACTIVATIONS["gelu"]
     assert "no kernels for torch.float8_e5m2" in eligibility.refusal(gelu, x.to(torch.float8_e5m2))
     assert "on meta" in eligibility.refusal(gelu, x.to("meta"))
     assert "such as a batched one" in eligibility.refusal(gelu, torch._efficientzerotensor(2, 3))
@@ -128,6 +134,25 @@ def test_what_the_kernels_cannot_take_is_refused_with_the_reason():
 
 class Sub(torch.Tensor):
     pass
+
+
+@pytest.mark.parametrize("name", ["relu", "gelu", "identity"])
+def test_what_skips_bring_goes_to_the_kernels_too(launched, name):
+    act, x, weight, upper = ACTIVATIONS[name], normal(7, 3), normal(5, 3), normal(4, 5)
+    row = normal(5)
+
+    def results(on):
+        a, z = on.linear_act_forward(x, weight, row, act, row.expand(7, 5), True)
+        s = z if act.keeps == "z" else a
+        sent = row.sum().expand(7, 5)  # as the gradient of a sum comes
+        delta, rows, kept = on.bp2_propagate_error(normals, upper, s, act, sent, True, a)
+        return a, z, delta, rows.sum(0), kept
+
+    normals = normal(7, 4)
+    with mg.backend("triton"):
+        got = results(routed)
+    assert launched == ["linear_act_forward_kernel", "bp2_propagate_error_kernel"]
+    torch.testing.assert_close(got, results(equations), rtol=1e-13, atol=1e-13)
 
 
 def test_explain_says_what_was_forced():
