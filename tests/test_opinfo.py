@@ -123,11 +123,13 @@ def test_torch_knows_every_operation_of_ours():
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_every_sample_in_float64(name):
-    judges = (
-        None if name.endswith(("linear", *LOSSES)) else (*VALUES, "finite differences", "adjoint")
-    )
     count = 0
     for ours, theirs, inputs in samples(name, torch.float64):
+        judges = VALUES  # of every sample; the slower ones of every fourth, and of every eighth
+        if count % 4 == 0:
+            judges = (*VALUES, "finite differences", "adjoint")
+        if count % 8 == 0 and name.endswith(("linear", *LOSSES)):
+            judges = None
         report = mg.check(ours, *inputs, reference=theirs, only=judges)
         assert report.passed, report
         count += 1

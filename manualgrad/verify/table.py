@@ -20,7 +20,7 @@ NUMBERS = ("oracle", "native", "finite differences", "adjoint")
 def of_activation(name: str) -> Iterator[Case]:
     """Its formulas, one layer, a chain of three, and the operations that it enters: every dtype."""
     three = f"{name}-tanh-{name}"
-    once = ("torch.compile", "forward over reverse")  # a chain is there a row of such layers
+    once = ("torch.compile", "forward over reverse", "batches of every shape")  # of one layer
     yield Case("formulas", name, (), judges=FORMULAS, quick=FORMULAS)
     yield Case("linear_act", name)
     yield Case("mlp", three, quick=NUMBERS, without=once)
@@ -56,12 +56,14 @@ def of_skips() -> Iterator[Case]:
     the input's. An infinite scale of a branch makes no sense.
     """
     wider, mixed = ("autocast",), "relu-gelu-tanh"
+    once = (*wider, "torch.compile", "batches of every shape")  # they see no sharing
     options = (("learned", True), ("recompute", True))
     for kind in KINDS:
         for sharing in ("", "depth", "tied"):
             for acts in ("tanh-relu-tanh", "gelu-silu-gelu", "identity-identity-identity"):
                 quick = ("native",) if sharing == "depth" else ()
-                yield Case("mlp", acts, skip=kind, sharing=sharing, quick=quick, without=wider)
+                without = once if sharing else wider
+                yield Case("mlp", acts, skip=kind, sharing=sharing, quick=quick, without=without)
         for learned in (options[:1], options):
             without = (*wider, "values far out", "gradients far out")
             yield Case("mlp", mixed, (2, 3), skip=kind, options=learned, without=without)
