@@ -3,7 +3,7 @@
 Read ``manualgrad.equations`` first.
 """
 
-from manualgrad import nn
+from manualgrad import dag, nn
 from manualgrad._version import __version__
 from manualgrad.activations import activations
 from manualgrad.activations import register as register_activation
@@ -22,6 +22,7 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "check",
     "cross_entropy",
+    "dag",
     "explain",
     "linear_act",
     "mlp",

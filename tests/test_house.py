@@ -36,7 +36,7 @@ LAYERS = [
     {"manualgrad.tuning", "manualgrad.ops"},
     {"manualgrad.functions"},
     {"manualgrad.functional", "manualgrad.losses"},
-    {"manualgrad.explanation"},
+    {"manualgrad.explanation", "manualgrad.dag"},
     {"manualgrad.nn"},
     {"manualgrad.verify"},
     {"manualgrad"},
