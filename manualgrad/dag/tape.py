@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from manualgrad.dag import refusals, table
+from manualgrad.dag import picture, refusals, table, text
 from manualgrad.dag.context import Context
 from manualgrad.dag.node import Node, Sent
 from manualgrad.dag.recording import Recording, Watched, first, tensors_in, values_of
@@ -50,7 +50,7 @@ class Tape:
             )
         if id(tensor) not in self._leaves and tensor.grad_fn is not None:
             raise refusals.of_autograd(tensor)
-        return self._watched(self._leaf(tensor, name))
+        return self._watched(self._leaf(tensor, name or "input"))
 
     def follows(self, tensor: Tensor) -> bool:
         return type(tensor) is Watched or id(tensor) in self._leaves or tensor.requires_grad
@@ -111,9 +111,9 @@ class Tape:
             raise refusals.of_autograd(tensor)
         return self._leaf(tensor)
 
-    def _leaf(self, tensor: Tensor, name: str = "") -> Node:
+    def _leaf(self, tensor: Tensor, name: str = "parameter") -> Node:
         if id(tensor) not in self._leaves:
-            name = name or self._names.get(id(tensor)) or "leaf"
+            name = self._names.get(id(tensor)) or name
             node = Node(len(self.nodes), name, tensor.detach())
             self.nodes.append(node)
             self._leaves[id(tensor)] = tensor, node
@@ -209,6 +209,25 @@ class Tape:
     def successors(self, tensor: Tensor) -> list[Node]:
         """Who sent: the nodes in the order of contributions."""
         return [self.nodes[s.successor] for s in self._visited(tensor, "successors").received]
+
+    # renderings
+
+    def __str__(self) -> str:
+        """A row per node, as backward visits them: all of them before it ran."""
+        return text.as_table(text.shown(self.nodes, self.order))
+
+    def to_dot(self) -> str:
+        """The graph in Graphviz's language, with the norms of adjoints on its edges."""
+        return text.as_dot(text.shown(self.nodes, self.order))
+
+    def draw(self, path: Any) -> None:
+        """Write a picture of the graph, with the norms of adjoints on its edges.
+
+        path: its ending is the format: png, svg or pdf. Raises ValueError for more nodes than a
+        page has room for, ImportError without matplotlib, OSError where nothing can be written.
+        """
+        title = "arrows go the way of the adjoints; numbers are their norms" if self.order else ""
+        picture.draw(text.shown(self.nodes, self.order), path, title)
 
     def _visited(self, tensor: Tensor, call: str) -> Node:
         node = self.node(tensor, call)
