@@ -10,7 +10,7 @@ tape runs their own forward, setup_context and backward; torch.autograd is never
 """
 
 from manualgrad.dag import rules
-from manualgrad.dag import spelling as _  # fills the table
+from manualgrad.dag import spelling as _  # noqa: F401  fills the table
 from manualgrad.dag.node import Node
 from manualgrad.dag.recording import apply, through_autograd
 from manualgrad.dag.table import NoRuleError, operations

@@ -1,6 +1,7 @@
-"""Where the nodes of a picture stand: in rows by depth, those that belong together near each other."""
+"""Where the nodes of a picture stand: in rows by depth, neighbours near each other."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from manualgrad.dag.node import Node
 
@@ -29,14 +30,14 @@ def places(nodes: Sequence[Node]) -> tuple[dict[int, Place], dict[tuple[int, int
     """
     row = rows_of(nodes)
     below: dict[object, list[object]] = {node.index: [] for node in nodes}
-    level: dict[object, int] = dict(row)
+    level: dict[object, int] = {**row}
     ways: dict[tuple[int, int], list[object]] = {}
     for node in nodes:
         for parent in {p.index for p in node.parents if p}:
             between = [(parent, node.index, r) for r in range(row[parent] + 1, row[node.index])]
             way: list[object] = [parent, *between, node.index]
             ways[parent, node.index] = way
-            for low, high in zip(way[:-1], way[1:], strict=True):
+            for low, high in pairwise(way):
                 below.setdefault(high, []).append(low)
                 level.setdefault(high, 0)
             level.update({step: step[2] for step in between})

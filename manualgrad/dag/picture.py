@@ -4,6 +4,7 @@ import io
 import math
 import pathlib
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ def draw(nodes: Sequence[Node], path: Any, title: str) -> None:
     """Write the picture to path, whole or not at all; its ending is the format (png, svg, pdf)."""
     if not nodes or len(nodes) > MOST:
         raise ValueError(
-            f"manualgrad.dag: tape.draw has room for 1 to {MOST} nodes, and there are {len(nodes)}; "
+            f"manualgrad.dag: tape.draw has room for 1 to {MOST} nodes, there are {len(nodes)}; "
             f"record a part of the model, or give tape.to_dot() to Graphviz"
         )
     try:
@@ -75,15 +76,17 @@ def _edges(axes: Any, nodes: Sequence[Node], ways: dict) -> None:
     largest = max(sizes.values(), default=0.0) or 1.0
     for edge, way in ways.items():
         points = [(x, row) for row, x in way]
-        share = max(sizes[edge] / largest, 1e-4)
-        line = 0.6 + 0.55 * (4 + math.log10(share))  # 0.6 to 2.8: four decades
+        share = max(sizes[edge] / largest, 1e-2)
+        line = 0.6 + 1.2 * (2 + math.log10(share))  # two decades
         known = sent[edge][0] is not None
-        axes.plot(*_curve(points), color=BACK if known else "#888888", lw=line, alpha=0.65, zorder=1)
+        axes.plot(
+            *_curve(points), color=BACK if known else "#888888", lw=line, alpha=0.65, zorder=1
+        )
         (x0, y0), (x1, y1) = points[0], points[1]
         arrow = {"arrowstyle": "-|>", "color": BACK, "lw": 0, "shrinkA": 0, "shrinkB": 0}
         if known:  # it points the way that the adjoint goes, down to the parent
-            tip = (x0, y0 + 0.22)
-            axes.annotate("", tip, (x0, y0 + 0.34), arrowprops=arrow, zorder=2)
+            curve = [_between((x0, y0), (x1, y1), t) for t in (0.21, 0.34)]
+            axes.annotate("", *curve, arrowprops=arrow, zorder=2)
             text = " + ".join(norm(a) for a in sent[edge])
             middle = (x0 + x1) / 2, (y0 + y1) / 2
             box = {"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none"}
@@ -97,10 +100,10 @@ def _size(adjoints: Sequence[Tensor | None]) -> float:
 
 def _curve(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
     """Upright at every point, an S between two."""
-    xs, ys = [], []
-    for (x0, y0), (x1, y1) in zip(points[:-1], points[1:], strict=True):
-        for i in range(13):
-            t = i / 12
-            xs.append(x0 + (x1 - x0) * t * t * (3 - 2 * t))
-            ys.append(y0 + (y1 - y0) * t)
-    return xs, ys
+    curve = [_between(low, high, i / 12) for low, high in pairwise(points) for i in range(13)]
+    return [x for x, _ in curve], [y for _, y in curve]
+
+
+def _between(low: tuple[float, float], high: tuple[float, float], t: float) -> tuple[float, float]:
+    (x0, y0), (x1, y1) = low, high
+    return x0 + (x1 - x0) * t * t * (3 - 2 * t), y0 + (y1 - y0) * t

@@ -1,4 +1,4 @@
-"""While a model runs: torch's functions are caught and their rules applied, by a tape or by autograd.
+"""While a model runs, torch's functions are caught and their rules applied.
 
 A mode catches every call of torch's and ours in the thread that records, and a Watched catches what
 happens to it anywhere else, so that nothing is left out in silence.
@@ -64,11 +64,16 @@ def dispatch(func: Callable, args: tuple, kwargs: dict) -> Any:
         return func(*values_of(args), **values_of(kwargs))
     recorder = active[-1]
     spelled = table.spelling(func)
-    writes = kwargs.get("inplace") or kwargs.get("out") is not None
-    if spelled is not None and not writes and torch.is_grad_enabled():
-        if any(recorder.follows(t) for t in tensors_in((args, kwargs))):
-            return spelled(*args, **kwargs)
+    if spelled is not None and _of_the_graph(recorder, args, kwargs):
+        return spelled(*args, **kwargs)
     return recorder.without_rule(func, args, kwargs)
+
+
+def _of_the_graph(recorder: Recorder, args: tuple, kwargs: dict) -> bool:
+    """Is this a call to record? One that writes to its arguments is not: it is refused."""
+    if not torch.is_grad_enabled() or kwargs.get("inplace") or kwargs.get("out") is not None:
+        return False
+    return any(recorder.follows(t) for t in tensors_in((args, kwargs)))
 
 
 class Watched(Tensor):

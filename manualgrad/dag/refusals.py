@@ -13,15 +13,20 @@ from manualgrad.dag.node import Node
 ENGINE = {"backward", "grad"}  # torch.autograd's own
 HOOKS = {"register_hook", "register_post_accumulate_grad_hook", "retain_grad"}
 ARRAYS = {"numpy", "__array__"}
-_OPERATORS = "add sub mul truediv div floordiv mod pow and or xor lshift rshift matmul".split()
-WRITING = {f"__i{name}__" for name in _OPERATORS} | {"__setitem__", "__set__", "__delitem__"}
+WRITING = {"__setitem__", "__set__", "__delitem__"} | {
+    f"__i{name}__"
+    for name in ("add", "sub", "mul", "truediv", "div", "floordiv", "mod", "pow")
+    + ("and", "or", "xor", "lshift", "rshift", "matmul")
+}
 
 
 def writes(func: Any, kwargs: dict) -> bool:
     """Does the call change a tensor in place?"""
     name = getattr(func, "__name__", "")
     private = name.endswith("_") and not name.endswith("__")
-    return private or name in WRITING or bool(kwargs.get("inplace")) or kwargs.get("out") is not None
+    return (
+        private or name in WRITING or bool(kwargs.get("inplace")) or kwargs.get("out") is not None
+    )
 
 
 def refuse_call(func: Callable, kwargs: dict, watched: bool) -> None:
@@ -34,7 +39,7 @@ def refuse_call(func: Callable, kwargs: dict, watched: bool) -> None:
     if writes(func, kwargs):
         raise RuntimeError(
             f"manualgrad.dag: {shown} changes a tensor of the graph in place, or fills one from it; "
-            f"a node's value stays what it was (or it would be its own ancestor, a cycle): compute "
+            f"a node's value stays (else it could be its own ancestor, a cycle): compute "
             f"a new tensor, e.g. x = x + y, without out= and inplace=True"
         )
     if name in ENGINE:
@@ -49,7 +54,7 @@ def refuse_call(func: Callable, kwargs: dict, watched: bool) -> None:
         )
     if name in ARRAYS and watched:
         raise RuntimeError(
-            f"manualgrad.dag: {shown} would take a value out of the graph unseen; call detach() first"
+            f"manualgrad.dag: {shown} takes a value out of the graph; call detach() first"
         )
 
 

@@ -45,7 +45,7 @@ def operations() -> list[str]:
 def no_rule(func: Any) -> NoRuleError:
     return NoRuleError(
         f"manualgrad.dag: {name_of(func)} has no hand-derived rule. There are rules for "
-        f"{', '.join(operations())}. Write it in these, apply a torch.autograd.Function of your own "
+        f"{', '.join(operations())}. Write it in these, apply a Function of your own "
         f"with mg.dag.apply(Function, ...), or detach() what is a constant"
     )
 
@@ -79,7 +79,6 @@ CONSTANT: set[Any] = {
 }
 
 REQUIRES_GRAD = Tensor.requires_grad.__get__  # pyright: ignore
-
 
 
 def label(function: Any, inputs: tuple) -> str:

@@ -91,7 +91,9 @@ class Tape:
             refusals.refuse_call(func, kwargs, any(type(t) is Watched for t in known))
         values, keywords = values_of(args), values_of(kwargs)
         live = torch.is_grad_enabled() and any(map(self.follows, operands))
-        if not live or (not known and refusals.writes(func, kwargs)):  # filling a new parameter, say
+        if not live or (
+            not known and refusals.writes(func, kwargs)
+        ):  # filling a new parameter, say
             return func(*values, **keywords)
         with torch.no_grad():
             result = func(*values, **keywords)
@@ -189,7 +191,7 @@ class Tape:
         if tensor.grad_fn is not None:
             raise refusals.of_autograd(tensor)
         raise ValueError(
-            f"manualgrad.dag: tape.{call} was given a tensor of shape {tuple(tensor.shape)} that is "
+            f"manualgrad.dag: tape.{call} got a tensor of shape {tuple(tensor.shape)} that is "
             f"not on this tape: it is a constant, or was computed outside mg.dag.record() or under "
             f"torch.no_grad(); pass inputs through tape.watch(), and compute inside the block"
         )

@@ -43,7 +43,7 @@ def as_table(nodes: Sequence[Node]) -> str:
 
 
 def as_dot(nodes: Sequence[Node]) -> str:
-    """Graphviz's language: an edge per use, with the norm of the adjoint that goes back along it."""
+    """Graphviz's language: an edge per use, with the norm of what goes back along it."""
     lines = ["digraph tape {", "  node [shape=box];"]
     for node in nodes:
         text = f"{node.name}\n{tuple(node.shape)}"

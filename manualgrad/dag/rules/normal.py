@@ -68,6 +68,7 @@ class LayerNorm(Rule):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         x, ctx.shape, weight, _, ctx.eps = inputs
+        ctx.dtype = None if weight is None else weight.dtype
         ctx.save_for_backward(x, weight)
 
     @staticmethod
@@ -85,7 +86,7 @@ class LayerNorm(Rule):
             of_g, of_gx = g.mean(dims, keepdim=True), (g * xhat).mean(dims, keepdim=True)
             grad_x = (r * (g - of_g - xhat * of_gx)).to(kept.dtype)
         if needs_weight:
-            grad_weight = summed(sent * xhat, ctx.shape).to(weight.dtype)
+            grad_weight = summed(sent * xhat, ctx.shape).to(ctx.dtype)
         if needs_bias:
             grad_bias = summed(sent, ctx.shape).to(grad.dtype)
         return grad_x, None, grad_weight, grad_bias, None

@@ -30,7 +30,7 @@ class Permute(Rule):
 
     @staticmethod
     def forward(x: Tensor, dims: Sequence[int]) -> Tensor:
-        return x.permute(dims)
+        return torch.permute(x, tuple(dims))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:

@@ -136,5 +136,3 @@ def to(input: Tensor, *args: Any, **kwargs: Any) -> Any:
     if not dtypes[0].is_floating_point:
         return input.detach().to(dtypes[0])
     return rules.cast(input, dtypes[0])
-
-

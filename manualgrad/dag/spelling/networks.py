@@ -136,11 +136,18 @@ def scaled_dot_product_attention(
     scores = rules.scale(scores, 1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        scores = rules.where(attn_mask, scores, -math.inf)
-    elif attn_mask is not None:
+    if attn_mask is None:
+        return rules.matmul(rules.softmax(scores, -1), value)
+    attends = values_of(attn_mask)
+    attends = attends if attends.dtype == torch.bool else attends > -math.inf
+    nothing = ~attends.any(-1, keepdim=True)  # of these rows torch makes zeros
+    if attn_mask.dtype != torch.bool:
         scores = rules.add(scores, attn_mask)
-    return rules.matmul(rules.softmax(scores, -1), value)
+    scores = rules.where(attends, scores, -math.inf)
+    if not nothing.any():
+        return rules.matmul(rules.softmax(scores, -1), value)
+    weights = rules.softmax(rules.where(nothing, 0.0, scores), -1)
+    return rules.matmul(rules.where(nothing, 0.0, weights), value)
 
 
 # costs
@@ -181,9 +188,7 @@ def mse_loss(
 ) -> Tensor:
     if weight is not None:
         raise no_rule(F.mse_loss)
-    return apply(
-        losses.MSELossFunction, input, target, _reduction(size_average, reduce, reduction)
-    )
+    return apply(losses.MSELossFunction, input, target, _reduction(size_average, reduce, reduction))
 
 
 @spells(F.cross_entropy)

@@ -2,7 +2,7 @@
 
 import builtins
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -181,7 +181,10 @@ def getitem(input: Tensor, index: Any) -> Tensor:
     if any(isinstance(i, bool) or not isinstance(i, plain) for i in indices):
         raise no_rule(Tensor.__getitem__)
     if ... in indices:
-        at, taken = indices.index(...), builtins.sum(i is not None and i is not ... for i in indices)
+        at, taken = (
+            indices.index(...),
+            builtins.sum(i is not None and i is not ... for i in indices),
+        )
         indices[at : at + 1] = [slice(None)] * (input.dim() - taken)
     x, dim = input, 0
     for i in indices:
@@ -190,7 +193,7 @@ def getitem(input: Tensor, index: Any) -> Tensor:
         elif isinstance(i, int):
             x = _dropped(x, dim, i)
         else:
-            start, stop, step = i.indices(x.shape[dim])
+            start, stop, step = cast(slice, i).indices(x.shape[dim])
             count = len(range(start, stop, step))
             if step < 0:
                 raise ValueError("manualgrad.dag: a slice's step must be positive, as in torch")
