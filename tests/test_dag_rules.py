@@ -83,7 +83,9 @@ def test_activations(name):
 
 def test_a_row_that_is_not_learned_receives_nothing():
     table = numbers(4, 2)
-    _, (adjoint,) = on_tape(lambda w: rules.embedding(INDICES, w, 3), [table], torch.ones(2, 3, 2).double())
+    _, (adjoint,) = on_tape(
+        lambda w: rules.embedding(INDICES, w, 3), [table], torch.ones(2, 3, 2).double()
+    )
     assert not adjoint[3].any()
     assert torch.equal(adjoint[:, 0], torch.tensor([2.0, 1.0, 0.0, 0.0]).double())
 
@@ -106,6 +108,7 @@ SPELLED = {
     "alpha": (lambda x, y: torch.add(x, y, alpha=3) + torch.sub(x, y, alpha=2), [(2, 3), (3,)]),
     "rsub": (lambda x, y: torch.rsub(x, y), [(2, 3), (3,)]),
     "square, mean": (lambda x: torch.square(x).mean((0, 1)) + x.mean(), [X]),
+    "powers": (lambda x: x**3 + (x * x).sqrt() + (x.pow(2) + 1).rsqrt() + x.exp() + (x * x).log() + torch.reciprocal(x), [X]),
     "sums": (lambda x: x.sum(-1, keepdim=True) + x.sum((0, 1)) + torch.sum(x), [X]),
     "addmm": (lambda b, x, y: torch.addmm(b, x, y, beta=2, alpha=3), [(2, 4), (2, 3), (3, 4)]),
     "mm, bmm, mv, dot": (

@@ -14,8 +14,11 @@ SPELLED: dict[Any, Callable[..., Any]] = {}
 NAMES: set[str] = set()
 
 
-class NoRuleError(TypeError, NotImplementedError):
-    """An operation without a hand-derived rule met a tensor of the graph."""
+class NoRuleError(NotImplementedError, ValueError):
+    """An operation without a hand-derived rule met a tensor of the graph.
+
+    No TypeError: torch's operators would take that for "ask the other operand".
+    """
 
 
 def spells(*functions: Any, name: str = "") -> Callable[[Callable], Callable]:

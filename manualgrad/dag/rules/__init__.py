@@ -13,7 +13,19 @@ from torch import Tensor
 
 from manualgrad.activations import activation_of
 from manualgrad.dag.recording import apply
-from manualgrad.dag.rules.arithmetic import Add, Cast, Div, Matmul, Mul, Scale, Sub, Sum
+from manualgrad.dag.rules.arithmetic import (
+    Add,
+    Cast,
+    Div,
+    Exp,
+    Log,
+    Matmul,
+    Mul,
+    Power,
+    Scale,
+    Sub,
+    Sum,
+)
 from manualgrad.dag.rules.normal import Activate, LayerNorm, Softmax
 from manualgrad.dag.rules.selecting import Embedding, Where
 from manualgrad.dag.rules.shapes import Cat, Copy, Expand, Permute, Reshape, Slice
@@ -26,12 +38,15 @@ __all__ = [
     "copy",
     "div",
     "embedding",
+    "exp",
     "expand",
     "layer_norm",
+    "log",
     "matmul",
     "mean",
     "mul",
     "permute",
+    "power",
     "reshape",
     "scale",
     "slice",
@@ -69,6 +84,21 @@ def div(x: Any, y: Any) -> Tensor:
 def scale(x: Tensor, c: float) -> Tensor:
     """c x for a number c."""
     return apply(Scale, x, c)
+
+
+def power(x: Tensor, p: float) -> Tensor:
+    """x^p for a number p."""
+    return apply(Power, x, p)
+
+
+def exp(x: Tensor) -> Tensor:
+    """e^x."""
+    return apply(Exp, x)
+
+
+def log(x: Tensor) -> Tensor:
+    """The natural logarithm."""
+    return apply(Log, x)
 
 
 def matmul(x: Tensor, y: Tensor) -> Tensor:

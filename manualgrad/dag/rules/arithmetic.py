@@ -110,6 +110,60 @@ class Scale(Rule):
         return grad * ctx.c, None
 
 
+class Power(Rule):
+    """v = x^p for a number p: x receives p x^(p - 1) times the adjoint."""
+
+    @staticmethod
+    def forward(x: Tensor, p: float) -> Tensor:
+        return x**p
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, ctx.p = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor):
+        (x,) = ctx.saved_tensors
+        slope = ctx.p * x ** (ctx.p - 1) if ctx.p else 0.0 * x  # x^0 is 1, at 0 too
+        return grad * slope, None
+
+
+class Exp(Rule):
+    """v = e^x: x receives v times the adjoint."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return torch.exp(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor):
+        (v,) = ctx.saved_tensors
+        return grad * v
+
+
+class Log(Rule):
+    """v = log x: x receives the adjoint over x."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return torch.log(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        (x,) = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor):
+        (x,) = ctx.saved_tensors
+        return grad / x
+
+
 class Matmul(Rule):
     """V = X Y: X receives grad Y^T (as BP2), Y receives X^T grad (as BP4).
 

@@ -58,10 +58,35 @@ def square(input: Tensor) -> Tensor:
 
 @spells(torch.pow, Tensor.pow, Tensor.__pow__)
 def pow(input: Any, exponent: Any) -> Tensor:
-    """x^1 and x^2; another power has no rule."""
-    if not isinstance(exponent, Tensor) and exponent in (1, 2):
-        return rules.mul(input, input) if exponent == 2 else input
-    raise no_rule(torch.pow)
+    """x^p for a number p."""
+    if isinstance(exponent, Tensor) or not isinstance(input, Tensor):
+        raise no_rule(torch.pow)
+    return rules.power(input, exponent)
+
+
+@spells(torch.sqrt, Tensor.sqrt)
+def sqrt(input: Tensor) -> Tensor:
+    return rules.power(input, 0.5)
+
+
+@spells(torch.rsqrt, Tensor.rsqrt)
+def rsqrt(input: Tensor) -> Tensor:
+    return rules.power(input, -0.5)
+
+
+@spells(torch.reciprocal, Tensor.reciprocal)
+def reciprocal(input: Tensor) -> Tensor:
+    return rules.power(input, -1)
+
+
+@spells(torch.exp, Tensor.exp)
+def exp(input: Tensor) -> Tensor:
+    return rules.exp(input)
+
+
+@spells(torch.log, Tensor.log)
+def log(input: Tensor) -> Tensor:
+    return rules.log(input)
 
 
 @spells(torch.matmul, torch.mm, torch.bmm, torch.mv, torch.dot, Tensor.matmul, Tensor.mm)
