@@ -34,28 +34,27 @@ def refuse_call(func: Callable, kwargs: dict, watched: bool) -> None:
 
     watched: a value of the graph is among the operands, and not just the original of a leaf.
     """
-    name = getattr(func, "__name__", "")
-    shown = table.name_of(func)
+    name, why = getattr(func, "__name__", ""), ""
     if writes(func, kwargs):
-        raise RuntimeError(
-            f"manualgrad.dag: {shown} changes a tensor of the graph in place, or fills one from it; "
-            f"a node's value stays (else it could be its own ancestor, a cycle): compute "
-            f"a new tensor, e.g. x = x + y, without out= and inplace=True"
+        why = (
+            "changes a tensor of the graph in place, or fills one from it; a node's value stays "
+            "(else it could be its own ancestor, a cycle): make a new one, e.g. x = x + y, without "
+            "out= and inplace=True"
         )
-    if name in ENGINE:
-        raise RuntimeError(
-            f"manualgrad.dag: {shown} is torch.autograd's, which has no part in a recording; call "
-            f"tape.backward(y), then tape.adjoint(x)"
+    elif name in ENGINE:
+        why = (
+            "is torch.autograd's, which has no part in a recording; call tape.backward(y), then "
+            "tape.adjoint(x)"
         )
-    if name in HOOKS:
-        raise RuntimeError(
-            f"manualgrad.dag: {shown}: a tape calls no hooks; read tape.adjoint(x) and "
-            f"tape.contributions(x) after tape.backward(y)"
+    elif name in HOOKS:
+        why = (
+            "asks for what a tape does not do: it calls no hooks; after tape.backward(y) read "
+            "tape.adjoint(x) and tape.contributions(x)"
         )
-    if name in ARRAYS and watched:
-        raise RuntimeError(
-            f"manualgrad.dag: {shown} takes a value out of the graph; call detach() first"
-        )
+    elif name in ARRAYS and watched:
+        why = "takes a value out of the graph; call detach() first"
+    if why:
+        raise RuntimeError(f"manualgrad.dag: {table.name_of(func)} {why}")
 
 
 def refuse_autocast() -> None:
