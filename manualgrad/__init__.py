@@ -3,7 +3,10 @@
 Read ``manualgrad.equations`` first.
 """
 
-from manualgrad import dag, nn
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from manualgrad import nn
 from manualgrad._version import __version__
 from manualgrad.activations import activations
 from manualgrad.activations import register as register_activation
@@ -14,6 +17,9 @@ from manualgrad.losses import binary_cross_entropy_with_logits, cross_entropy, m
 from manualgrad.nn.patch import patch, unpatch
 from manualgrad.tuning import tune
 from manualgrad.verify import check
+
+if TYPE_CHECKING:
+    from manualgrad import dag
 
 __all__ = [
     "__version__",
@@ -33,3 +39,10 @@ __all__ = [
     "tune",
     "unpatch",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """mg.dag is imported when it is asked for."""
+    if name == "dag":
+        return importlib.import_module("manualgrad.dag")
+    raise AttributeError(f"module 'manualgrad' has no attribute {name!r}")

@@ -2,17 +2,12 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 import manualgrad as mg
 from manualgrad.dag import rules
 
 INDICES = torch.tensor([[0, 3, 3], [1, 0, 3]])
 MASK = torch.tensor([[True, False, True], [False, False, True]])
-
-
-def numbers(*shape: int, scale: float = 1.0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64) * scale
 
 
 # name: (rule, torch's, shapes of the inputs)

@@ -1,9 +1,12 @@
 """The rules of mg.dag: each derivative by differences, by mg.check, and beside torch's own."""
 
+import pathlib
+
 import pytest
 import torch
 import torch.nn.functional as F
-from dag_rules import ACTIVATIONS, INDICES, MASK, ROWS, numbers
+from dag_models import numbers
+from dag_rules import ACTIVATIONS, INDICES, MASK, ROWS
 from helpers import native
 
 import manualgrad as mg
@@ -231,8 +234,6 @@ def test_a_function_of_ones_own():
 
 
 def test_every_rule_stands_in_the_equations():
-    import pathlib
-
     text = (pathlib.Path(__file__).parents[1] / "docs" / "equations.md").read_text()
     missing = [name for name in rules.__all__ if f"`{name}`" not in text]
     assert not missing

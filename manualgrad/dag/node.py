@@ -1,7 +1,7 @@
 """A node of the graph: a value, the rule that made it, and what came back."""
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -56,8 +56,7 @@ class Node:
 
     def backward(self, adjoint: Tensor) -> list[Tensor | None]:
         """What the rule sends to each of its inputs, checked against their shapes."""
-        context = self.context
-        assert context is not None
+        context = cast(Context, self.context)
         hidden: list[Tensor | None] = [None] * (len(self.outputs) - 1)
         if context.materialize_grads:
             hidden = [
