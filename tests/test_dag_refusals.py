@@ -199,6 +199,18 @@ def test_autocast_is_refused():
         tape.watch(a) @ a
 
 
+@pytest.mark.parametrize("transform", [torch.func.vmap, torch.func.grad], ids=["vmap", "grad"])
+def test_transforms_are_refused(transform):
+    with (
+        mg.dag.record() as tape,
+        pytest.raises(RuntimeError, match=r"manualgrad\.dag: .*(torch\.func|autograd)"),
+    ):
+        transform(lambda row: (row * row).sum())(tape.watch(numbers(2, 3))) * 1
+    with mg.dag.record() as tape, pytest.raises(RuntimeError, match=r"torch\.func"):
+        a = tape.watch(numbers(3))
+        transform(lambda row: (row * a).sum())(numbers(2, 3))
+
+
 def test_a_recording_is_entered_once():
     recording = mg.dag.record()
     with recording as tape:

@@ -57,7 +57,13 @@ def refuse_call(func: Callable, kwargs: dict, watched: bool) -> None:
         raise RuntimeError(f"manualgrad.dag: {table.name_of(func)} {why}")
 
 
-def refuse_autocast() -> None:
+def refuse_modes() -> None:
+    """RuntimeError where the rules would compute something else, or on something else."""
+    if compat.transforms_active() or compat.forward_mode():
+        raise RuntimeError(
+            "manualgrad.dag: a transform of torch.func (vmap, grad, jvp, ...) is active, whose "
+            "tensors a tape cannot follow; record outside of it"
+        )
     if compat.any_autocast():
         raise RuntimeError(
             "manualgrad.dag: torch.autocast is on, and a tape's rules compute in the dtypes that "

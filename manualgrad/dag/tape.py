@@ -57,7 +57,7 @@ class Tape:
 
     def apply(self, function: Any, inputs: tuple) -> Any:
         """A rule's first result; a node of the graph, if one of its inputs is."""
-        refusals.refuse_autocast()
+        refusals.refuse_modes()
         parents: tuple[Node | None, ...] = (None,) * len(inputs)
         if torch.is_grad_enabled():
             parents = tuple([self._parent(i) if isinstance(i, Tensor) else None for i in inputs])

@@ -25,7 +25,7 @@ NARROW = (torch.float32, *HALF)
 VALUES = ("oracle", "native")
 ALL = tuple(judge for judge in JUDGES if judge != "symbolic")  # it reads formulas, not layers
 FORMULAS = ("oracle", "symbolic", "conduct")
-NUMBERS = ("oracle", "native", "finite differences", "adjoint")
+NUMBERS = ("oracle", "native", "finite differences", "adjoint", "dag")
 
 
 @dataclass(frozen=True)
