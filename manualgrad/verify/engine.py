@@ -4,6 +4,7 @@ fn runs on the tape of manualgrad.dag, by hand-derived rules all the way down, i
 that was written for reading. Where fn does something that has no rule the question is not asked.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -43,9 +44,7 @@ def on_tape(
         for i in wrt:
             tape.watch(leaves[i])  # a leaf, even if fn does not use it
         outputs = subject(leaves)
-        terms = [
-            dag.rules.sum(dag.rules.mul(o, duplicate(g))) for o, g in zip(outputs, v, strict=True)
-        ]
-        start = dag.rules.sum(dag.rules.cat([dag.rules.reshape(term, (1,)) for term in terms]))
+        products = [dag.rules.mul(o, duplicate(g)) for o, g in zip(outputs, v, strict=True)]
+        start = functools.reduce(dag.rules.add, map(dag.rules.sum, products))
     tape.backward(start)
     return [tape.adjoint(leaves[i]) for i in wrt]
