@@ -63,6 +63,11 @@ ROWS = {
         [(2, 5)],
     ),
     "cat": (lambda x, y: rules.cat((x, y), -1), lambda x, y: torch.cat((x, y), -1), [(2, 3), (2, 1)]),
+    "unfold": (
+        lambda x: rules.unfold(x, (2, 3), 1, (1, 0), 2),
+        lambda x: F.unfold(x, (2, 3), 1, (1, 0), 2),
+        [(2, 1, 4, 5)],
+    ),
     "softmax": (lambda x: rules.softmax(x, -1), lambda x: x.softmax(-1), [(2, 5)]),
     "softmax, over rows": (lambda x: rules.softmax(x, 0), lambda x: x.softmax(0), [(4, 2)]),
     "layer norm": (

@@ -50,6 +50,7 @@ BAD = {
     "a hook": (lambda a: a.register_hook(print), RuntimeError, "no hooks"),
     "an array": (lambda a: a.numpy(), RuntimeError, r"call detach\(\)"),
     "a Function of torch's": (lambda a: Square.apply(a) * 1, RuntimeError, r"SquareBackward.*mg\.dag\.apply"),
+    "softmax without a dimension": (lambda a: F.softmax(a), ValueError, "name the dimension"),
     "dropout": (lambda a: F.dropout(a, 0.5), ValueError, r"p=0\.5.*model\.eval\(\)"),
     "sparse": (lambda a: F.embedding(torch.tensor([0]), a[None], sparse=True), ValueError, "sparse"),
     "shapes": (lambda a: mg.linear_act(a, torch.ones(4, 5).double()), ValueError, "has 3 features"),
@@ -209,6 +210,11 @@ def test_transforms_are_refused(transform):
     x = numbers(2, 3)
     with mg.dag.record() as tape, pytest.raises(RuntimeError, match=r"torch\.func"):
         transform(lambda row: (row * tape.watch(x[0])).sum())(x)
+
+
+def test_record_takes_a_module_or_nothing():
+    with pytest.raises(TypeError, match=r"record takes a torch\.nn\.Module"):
+        mg.dag.record(numbers(3))
 
 
 def test_a_recording_is_entered_once():

@@ -137,6 +137,8 @@ SPELLED = {
     "narrow": (lambda x: x.narrow(-1, 1, 2) * torch.narrow(x, 2, 2, 2), [X]),
     "indices": (lambda x: x[0] + x[:, 1:, ::2].sum() + x[..., -1:] + x[1, None, 2, 1] + x[...], [X]),
     "rows": (lambda x: x[INDICES], [(4, 2)]),
+    "windows": (lambda x: x.unfold(1, 2, 1).sum(0) * x.unfold(-2, 2, 1)[0] + x.unfold(2, 3, 1).mean(), [X]),
+    "numpy's names": (lambda x: x.sum(axis=1, keepdims=True) + torch.mean(x, axis=-1, keepdim=True), [X]),
     "iterated": (lambda x: sum(row * row for row in x), [SQUARE]),
     "embedding": (lambda w: F.embedding(INDICES, w, padding_idx=-4), [(4, 2)]),
     "linear": (lambda x, w, b: F.linear(x, w, b) + F.linear(x, w), [X, W, B]),
@@ -154,6 +156,13 @@ SPELLED = {
     ),
     "masked attention": (lambda q, k: F.scaled_dot_product_attention(q, k, k, MASK), [(2, 4), (3, 4)]),
     "attention to nothing": (lambda q, k: F.scaled_dot_product_attention(q, k, k, MASK[:, :2]), [(2, 2, 4)] * 2),
+    "multi-head attention": (
+        lambda x, w, b, o, c: F.multi_head_attention_forward(
+            x, x, x, 4, 2, w, b, None, None, False, 0.0, o, c, need_weights=False
+        )[0],
+        [X, (12, 4), (12,), (4, 4), (4,)],
+    ),
+    "rms norm": (lambda x, w: F.rms_norm(x, (4,), w) + F.rms_norm(x, (3, 4), eps=0.1), [X, (4,)]),
     "attention with a bias": (F.scaled_dot_product_attention, [X, X, X, (3, 3)]),
     "activations": (
         lambda x: F.gelu(x, approximate="tanh") + F.leaky_relu(x, 0.2) + F.elu(x, alpha=0.5)

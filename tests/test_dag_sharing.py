@@ -6,6 +6,7 @@ adjoints of the copies, added up, are the adjoint of the one.
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import f64
 from torch import nn
 
@@ -106,6 +107,21 @@ def test_a_convolution_as_im2col_is_its_sliding_kernel():
     assert len(product.contributions(weight)) == 1  # the sum is inside the product
 
 
+def test_a_convolution_of_images_as_im2col():
+    """F.unfold and a product, beside F.conv2d: every place of the image is a use of the kernel."""
+    kernel, x = f64(5, 2, 3, 3), f64(2, 2, 6, 7, requires_grad=False)
+    v = torch.randn(2, 5, 4 * 5).double()
+    with mg.dag.record() as tape:
+        y = kernel.flatten(1) @ F.unfold(tape.watch(x), 3)
+    tape.backward(y, v)
+    leaf = x.clone().requires_grad_()
+    right = F.conv2d(leaf, kernel)
+    torch.testing.assert_close(y.detach(), right.flatten(2), rtol=0, atol=1e-13)
+    of_kernel, of_x = torch.autograd.grad(right, (kernel, leaf), v.view_as(right))
+    torch.testing.assert_close(tape.adjoint(kernel), of_kernel, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(tape.adjoint(x), of_x, rtol=1e-12, atol=1e-12)
+
+
 def test_one_tensor_at_several_places_of_a_chain():
     """mg.mlp adds up within its node what the tape adds up between nodes."""
     weight, x = f64(6, 6), f64(3, 6, requires_grad=False)
@@ -125,9 +141,7 @@ def test_tied_modules_hold_one_parameter():
     from_head, from_embedding = tape.contributions(embedding.weight)
     assert [node.name for node in tape.successors(head.weight)] == ["linear", "embedding"]
     assert torch.equal(tape.adjoint(head.weight), from_head + from_embedding)
-    torch.nn.functional.cross_entropy(
-        head(embedding(tokens)).flatten(0, 1), tokens.flatten()
-    ).backward()
+    F.cross_entropy(head(embedding(tokens)).flatten(0, 1), tokens.flatten()).backward()
     torch.testing.assert_close(
         tape.adjoint(embedding.weight), embedding.weight.grad, rtol=0, atol=1e-14
     )

@@ -80,6 +80,27 @@ def test_fifty_steps_by_hand_are_torchs(batches):
     assert ours[-5:].mean() < 0.75 * ours[0]  # it learns
 
 
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_torchs_own_block(norm_first):
+    """nn.TransformerEncoderLayer, attention weights asked for or not, a causal mask."""
+    how = {"batch_first": True, "norm_first": norm_first, "dropout": 0.0, "dtype": torch.float64}
+    block = torch.nn.TransformerEncoderLayer(12, 3, 24, activation="gelu", **how)
+    x, mask = (
+        torch.randn(2, 5, 12).double(),
+        torch.nn.Transformer.generate_square_subsequent_mask(5),
+    )
+    mask = mask.double()
+    v = torch.randn_like(x)
+    with mg.dag.record(block) as tape:
+        y = block(tape.watch(x), src_mask=mask)
+    tape.backward(y, v)
+    leaf = x.clone().requires_grad_()
+    block(leaf, src_mask=mask).backward(v)
+    for p in block.parameters():
+        torch.testing.assert_close(tape.adjoint(p), p.grad, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(tape.adjoint(x), leaf.grad, rtol=1e-12, atol=1e-12)
+
+
 def test_the_block_alone():
     """Every parameter of a pre-norm block, its forks, and float32 beside float64."""
     block, x = Block(12, 3).double(), torch.randn(2, 5, 12).double()

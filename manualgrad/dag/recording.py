@@ -31,6 +31,8 @@ class Recorder(Protocol):
         ...
 
 
+NUMPYS: dict[str, str] = {"axis": "dim", "keepdims": "keepdim"}  # names that torch takes, too
+
 _threads = threading.local()
 
 
@@ -65,7 +67,9 @@ def dispatch(func: Callable, args: tuple, kwargs: dict) -> Any:
     recorder = active[-1]
     spelled = table.spelling(func)
     if spelled is not None and _of_the_graph(recorder, args, kwargs):
-        return spelled(*args, **kwargs)
+        return spelled(
+            *args, **{NUMPYS.get(str(key), str(key)): value for key, value in kwargs.items()}
+        )
     return recorder.without_rule(func, args, kwargs)
 
 
@@ -97,6 +101,11 @@ class Mode(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         return dispatch(func, args, kwargs or {})
+
+
+def recorded() -> TorchFunctionMode:
+    """Inside what a recorder was handed: its calls are caught as the model's own are."""
+    return Mode()
 
 
 class Recording:

@@ -177,6 +177,7 @@ class Tape:
         for position, (parent, sent) in enumerate(zip(v.parents, v.backward(adjoint), strict=True)):
             if parent is not None and sent is not None:
                 parent.receive(Sent(v.index, position, sent))
+        v.context = None  # what it kept for this is needed no more
 
     # what came back
 
@@ -250,6 +251,11 @@ def record(model: nn.Module | None = None) -> "TapeRecording":
 
     model: whose parameters' names the renderings show.
     """
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(
+            f"manualgrad.dag: record takes a torch.nn.Module, whose parameters' names it shows, or "
+            f"nothing, got {model!r:.80}; pass inputs to tape.watch"
+        )
     named = () if model is None else model.named_parameters()
     return TapeRecording(Tape({id(parameter): name for name, parameter in named}))
 

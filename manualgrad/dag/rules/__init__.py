@@ -28,7 +28,7 @@ from manualgrad.dag.rules.arithmetic import (
 )
 from manualgrad.dag.rules.normal import Activate, LayerNorm, Softmax
 from manualgrad.dag.rules.selecting import Embedding, Where
-from manualgrad.dag.rules.shapes import Cat, Copy, Expand, Permute, Reshape, Slice
+from manualgrad.dag.rules.shapes import Cat, Copy, Expand, Permute, Reshape, Slice, Unfold
 
 __all__ = [
     "activate",
@@ -54,6 +54,7 @@ __all__ = [
     "sub",
     "sum",
     "transpose",
+    "unfold",
     "where",
 ]
 
@@ -197,6 +198,11 @@ def copy(x: Tensor, contiguous: bool = False) -> Tensor:
 def slice(x: Tensor, dim: int, start: int, length: int, step: int = 1) -> Tensor:
     """Every step-th of length entries of a dimension, from start."""
     return apply(Slice, x, dim % x.dim(), start, length, step)
+
+
+def unfold(x: Tensor, kernel_size: Any, dilation=1, padding=0, stride=1) -> Tensor:
+    """The windows of an image as columns, as torch.nn.functional.unfold."""
+    return apply(Unfold, x, (kernel_size, dilation, padding, stride))
 
 
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from manualgrad.dag.rules.base import Rule, summed
@@ -93,6 +94,26 @@ class Slice(Rule):
         places = torch.tensor(ctx.places, dtype=torch.int64, device=grad.device)
         zeros = grad.new_zeros(ctx.shape)
         return zeros.index_add(ctx.dim, places, grad), None, None, None, None
+
+
+class Unfold(Rule):
+    """The windows of an image as columns (im2col): an entry receives the sum over its windows.
+
+    x (M, C, height, width); window: kernel_size, dilation, padding and stride, as in F.unfold.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, window: tuple) -> Tensor:
+        return F.unfold(x, *window)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, ctx.window = inputs
+        ctx.size = x.shape[-2:]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor):
+        return F.fold(grad, ctx.size, *ctx.window), None
 
 
 class Cat(Rule):

@@ -1,3 +1,3 @@
 """torch's and our functions spelled in rules: importing this fills the table."""
 
-from manualgrad.dag.spelling import arithmetic, networks, shapes  # noqa: F401
+from manualgrad.dag.spelling import arithmetic, attention, networks, shapes  # noqa: F401

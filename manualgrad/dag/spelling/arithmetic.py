@@ -145,6 +145,11 @@ def _half(input: Tensor, **_: Any) -> Tensor:
     return rules.cast(input, torch.float16)
 
 
+@spells(Tensor.cpu, name="to")
+def _cpu(input: Tensor, **_: Any) -> Tensor:
+    return to(input, "cpu")
+
+
 @spells(Tensor.to, Tensor.type_as)
 def to(input: Tensor, *args: Any, **kwargs: Any) -> Any:
     """Another floating dtype; a move to another device has no rule."""

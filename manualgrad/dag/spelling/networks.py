@@ -78,13 +78,26 @@ def layer_norm(
     return rules.layer_norm(input, normalized_shape, weight, bias, eps)
 
 
+@spells(F.rms_norm)
+def rms_norm(
+    input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    """x (mean x^2 + eps)^(-1/2) w, of the rules for these."""
+    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    square = rules.mean(rules.mul(input, input), tuple(range(-len(normalized_shape), 0)), True)
+    normal = rules.mul(input, rules.power(rules.add(square, eps), -0.5))
+    return normal if weight is None else rules.mul(normal, weight)
+
+
 @spells(torch.softmax, Tensor.softmax)
-def softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+def softmax(input: Tensor, dim: int | None, dtype: torch.dtype | None = None) -> Tensor:
+    if dim is None:
+        raise ValueError("manualgrad.dag: softmax: name the dimension, e.g. dim=-1")
     return rules.softmax(input if dtype is None else rules.cast(input, dtype), dim)
 
 
 @spells(F.softmax, name="softmax")
-def _softmax(input: Tensor, dim: int = -1, _stacklevel: int = 3, dtype: Any = None) -> Tensor:
+def _softmax(input: Tensor, dim: Any = None, _stacklevel: int = 3, dtype: Any = None) -> Tensor:
     return softmax(input, dim, dtype)
 
 
@@ -111,43 +124,6 @@ def where(condition: Tensor, input: Any, other: Any) -> Tensor:
 @spells(Tensor.where, name="where")
 def _where(input: Tensor, condition: Tensor, other: Any) -> Tensor:
     return rules.where(condition, input, other)
-
-
-@spells(F.scaled_dot_product_attention)
-def scaled_dot_product_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """softmax(scale Q K^T + mask) V, in that order; a mask is added, or True where it attends."""
-    if dropout_p > 0 or enable_gqa:
-        raise ValueError(
-            "manualgrad.dag: attention has a rule without dropout and with one head per key; pass "
-            "dropout_p=0 and enable_gqa=False"
-        )
-    if is_causal and attn_mask is not None:
-        raise ValueError("manualgrad.dag: attention takes attn_mask or is_causal, not both")
-    scores = rules.matmul(query, rules.transpose(key, -2, -1))
-    scores = rules.scale(scores, 1 / math.sqrt(query.shape[-1]) if scale is None else scale)
-    if is_causal:
-        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
-    if attn_mask is None:
-        return rules.matmul(rules.softmax(scores, -1), value)
-    attends = values_of(attn_mask)
-    attends = attends if attends.dtype == torch.bool else attends > -math.inf
-    nothing = ~attends.any(-1, keepdim=True)  # of these rows torch makes zeros
-    if attn_mask.dtype != torch.bool:
-        scores = rules.add(scores, attn_mask)
-    scores = rules.where(attends, scores, -math.inf)
-    if not nothing.any():
-        return rules.matmul(rules.softmax(scores, -1), value)
-    weights = rules.softmax(rules.where(nothing, 0.0, scores), -1)
-    return rules.matmul(rules.where(nothing, 0.0, weights), value)
 
 
 # costs

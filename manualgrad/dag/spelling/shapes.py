@@ -5,6 +5,7 @@ import math
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from manualgrad.dag import rules
@@ -121,6 +122,23 @@ def cat(tensors: Any, dim: int = 0) -> Tensor:
 @spells(torch.stack)
 def stack(tensors: Any, dim: int = 0) -> Tensor:
     return rules.cat([unsqueeze(t, dim) for t in tensors], dim)
+
+
+@spells(F.unfold)
+def unfold(input: Tensor, kernel_size: Any, dilation=1, padding=0, stride=1) -> Tensor:
+    return rules.unfold(input, kernel_size, dilation, padding, stride)
+
+
+@spells(Tensor.unfold, name="unfold")
+def _windows(input: Tensor, dimension: int, size: int, step: int) -> Tensor:
+    """Windows of size entries along a dimension; the last one counts within a window."""
+    dim, count = dimension % input.dim(), (input.shape[dimension] - size) // step + 1
+    starts = torch.arange(0, count * step, step, device=input.device)
+    places = starts[:, None] + torch.arange(size, device=input.device)
+    rest = [d for d in range(input.dim()) if d != dim]
+    rows = rules.embedding(places, rules.permute(input, [dim, *rest]))  # (count, size, *rest)
+    after = range(2, input.dim() + 1)
+    return rules.permute(rows, [*after[:dim], 0, *after[dim:], 1])
 
 
 @spells(torch.narrow, Tensor.narrow)
