@@ -194,6 +194,13 @@ def test_watch_takes_no_graph_of_torchs():
         tape.watch(computed)
 
 
+def test_watch_after_the_recording():
+    with mg.dag.record() as tape:
+        pass
+    with pytest.raises(RuntimeError, match="inside the with block"):
+        tape.watch(numbers(3))
+
+
 def test_autocast_is_refused():
     a, refused = torch.ones(2, 2), pytest.raises(RuntimeError, match="outside of it")
     with mg.dag.record() as tape, torch.autocast("cpu", torch.bfloat16), refused:

@@ -242,6 +242,49 @@ def test_a_function_of_ones_own():
     assert torch.equal(leaf.grad, adjoint)
 
 
+def test_a_function_with_several_results():
+    """The first is a node; the others are the rule's own, and their adjoints zeros, or None."""
+    seen = []
+
+    class Split(torch.autograd.Function):
+        @staticmethod
+        def forward(x, materialize):
+            return x * 2, x * 3, "and what is no tensor"
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.set_materialize_grads(inputs[1])
+
+        @staticmethod
+        def backward(ctx, grad, hidden, none):
+            seen.append((hidden, none))
+            return grad * 2, None
+
+    for materialize in (True, False):
+        with mg.dag.record() as tape:
+            x = tape.watch(numbers(2))
+            y = mg.dag.apply(Split, x, materialize).sum()
+        tape.backward(y)
+        adjoint = tape.adjoint(x)
+        assert adjoint.tolist() == [2, 2]
+    assert seen[0][0].tolist() == [0, 0]
+    assert seen[0][1] is None
+    assert seen[1] == (None, None)
+
+
+def test_a_result_without_a_derivative_is_a_constant():
+    class Sign(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            sign = torch.sign(x)
+            ctx.mark_non_differentiable(sign)
+            return sign
+
+    x = numbers(3)
+    _, (adjoint,) = on_tape(lambda x: x * mg.dag.apply(Sign, x), [x], torch.ones(3).double())
+    assert torch.equal(adjoint, torch.sign(x))
+
+
 def test_every_rule_stands_in_the_equations():
     text = (pathlib.Path(__file__).parents[1] / "docs" / "equations.md").read_text()
     missing = [name for name in rules.__all__ if f"`{name}`" not in text]

@@ -17,6 +17,7 @@ class Context:
         self.materialize_grads = True
         self._saved: tuple[Any, ...] | None = ()
         self._versions: tuple[int, ...] = ()
+        self._constant: tuple[Tensor, ...] = ()
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
         self._saved, self._versions = tensors, tuple(map(_version, tensors))
@@ -44,7 +45,11 @@ class Context:
         """For forward mode, which a tape has not."""
 
     def mark_non_differentiable(self, *outputs: Tensor) -> None:
-        """A tape follows a rule's first result only, and the tables know which have none."""
+        self._constant += outputs
+
+    def is_constant(self, output: Tensor) -> bool:
+        """Has this result no derivative?"""
+        return not output.is_floating_point() or any(output is c for c in self._constant)
 
     def mark_dirty(self, *inputs: Tensor) -> None:
         raise RuntimeError(

@@ -17,13 +17,14 @@ class Sent(NamedTuple):
     adjoint: Tensor
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Node:
     """v_i: a leaf, or what a rule computed from its parents.
 
     index: in order of creation, so that parents have lower ones. name: of the leaf, or of the
     operation. rule: the Function, None for a leaf. parents: one per input of the rule's forward,
-    None for what is no part of the graph. value: v. adjoint: v_bar, once backward passed by.
+    None for what is no part of the graph. value: v. hidden: further results of the rule, which
+    nobody uses. adjoint: v_bar, once backward passed by.
     received: what it is the sum of, in the order of arrival.
     """
 
@@ -33,7 +34,7 @@ class Node:
     rule: Any = None
     parents: tuple["Node | None", ...] = ()
     context: Context | None = None
-    outputs: tuple[Any, ...] = ()  # (dtype, shape, device) of each result, hidden ones too
+    hidden: tuple[Any, ...] = ()
     adjoint: Tensor | None = None
     received: list[Sent] = field(default_factory=list)
 
@@ -57,13 +58,10 @@ class Node:
     def backward(self, adjoint: Tensor) -> list[Tensor | None]:
         """What the rule sends to each of its inputs, checked against their shapes."""
         context = cast(Context, self.context)
-        hidden: list[Tensor | None] = [None] * (len(self.outputs) - 1)
+        unused: list[Tensor | None] = [None] * len(self.hidden)
         if context.materialize_grads:
-            hidden = [
-                torch.zeros(shape, dtype=dtype, device=device) if dtype.is_floating_point else None
-                for dtype, shape, device in self.outputs[1:]
-            ]
-        sent = self.rule.backward(context, adjoint, *hidden)
+            unused = [torch.zeros_like(h) if isinstance(h, Tensor) else None for h in self.hidden]
+        sent = self.rule.backward(context, adjoint, *unused)
         sent = list(sent) if isinstance(sent, tuple) else [sent]
         if len(sent) < len(self.parents) or any(s is not None for s in sent[len(self.parents) :]):
             raise RuntimeError(

@@ -36,8 +36,14 @@ class Tape:
         Returns a tensor with the same values to compute with; the original will do as well.
         Tensors that require gradients (a model's parameters) need not be watched.
 
-        Raises TypeError for what is not a floating tensor, ValueError for another tape's.
+        Raises TypeError for what is not a floating tensor, ValueError for another tape's,
+        RuntimeError once the block has ended.
         """
+        if not self.recording:
+            raise RuntimeError(
+                "manualgrad.dag: watch was called after the recording, when nothing comes of it; "
+                "call it inside the with block"
+            )
         if not isinstance(tensor, Tensor):
             raise TypeError(f"manualgrad.dag: watch takes a tensor, got {tensor!r:.80}")
         if type(tensor) is Watched:
@@ -72,12 +78,11 @@ class Tape:
                 output = function.forward(*values)
                 function.setup_context(context, values, output)
         value = first(output)
-        if not any(needs) or not value.is_floating_point():
+        if not any(needs) or context.is_constant(value):
             return value
-        outputs = output if isinstance(output, tuple) else (output,)
-        shapes = tuple([(o.dtype, o.shape, o.device) for o in outputs])
+        hidden = output[1:] if isinstance(output, tuple) else ()
         name = table.label(function, inputs)
-        node = Node(len(self.nodes), name, value, function, parents, context, shapes)
+        node = Node(len(self.nodes), name, value, function, parents, context, hidden)
         self.nodes.append(node)
         return self._watched(node)
 
@@ -91,9 +96,8 @@ class Tape:
             refusals.refuse_call(func, kwargs, any(type(t) is Watched for t in known))
         values, keywords = values_of(args), values_of(kwargs)
         live = torch.is_grad_enabled() and any(map(self.follows, operands))
-        if not live or (
-            not known and refusals.writes(func, kwargs)
-        ):  # filling a new parameter, say
+        filling = not known and refusals.writes(func, kwargs)  # a parameter that is new, say
+        if not live or filling:
             return func(*values, **keywords)
         with torch.no_grad():
             result = func(*values, **keywords)
