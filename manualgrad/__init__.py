@@ -3,6 +3,9 @@
 Read ``manualgrad.equations`` first.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from manualgrad import nn
 from manualgrad._version import __version__
 from manualgrad.activations import activations
@@ -17,6 +20,9 @@ from manualgrad.nn.patch import patch, unpatch
 from manualgrad.tuning import tune
 from manualgrad.verify import check
 
+if TYPE_CHECKING:
+    from manualgrad import dag
+
 __all__ = [
     "Skip",
     "__version__",
@@ -26,6 +32,7 @@ __all__ = [
     "capture",
     "check",
     "cross_entropy",
+    "dag",
     "explain",
     "linear_act",
     "mlp",
@@ -36,3 +43,10 @@ __all__ = [
     "tune",
     "unpatch",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """mg.dag is imported when it is asked for."""
+    if name == "dag":
+        return importlib.import_module("manualgrad.dag")
+    raise AttributeError(f"module 'manualgrad' has no attribute {name!r}")

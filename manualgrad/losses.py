@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
+from torch.overrides import handle_torch_function, has_torch_function
 
 from manualgrad.formula import HALF_TYPES
 from manualgrad.functions import front_door
@@ -94,8 +95,11 @@ def _call(call: str, apply: Callable[..., Tensor], input: Any, target: Any, *res
     for name, value in (("input", input), ("target", target)):
         if not isinstance(value, Tensor):
             raise TypeError(f"manualgrad.{call}: {name} must be a tensor, got {value!r:.80}")
+    operands = (input, target, *rest)
     try:
-        return apply(input, target, *rest)
+        if has_torch_function(operands):  # a subclass of Tensor, or a mode
+            return handle_torch_function(apply, operands, *operands)
+        return apply(*operands)
     except torch.OutOfMemoryError:
         raise
     except NotImplementedError as error:

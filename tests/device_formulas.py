@@ -20,12 +20,12 @@ else:
 import torch
 import triton
 import triton.language as tl
+from manualgrad.triton_kernels.device_math import device_function
 from torch import nn
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from manualgrad.activations import ACTIVATIONS, activation_of
-from manualgrad.triton_kernels.device_math import device_function
 
 BLOCK = 256
 

@@ -226,7 +226,7 @@ def test_infinities_and_nan_survive_json():
 
 
 def test_nothing_asked_is_not_passed():
-    report = mg.check(torch.sin, X, only="dag")
+    report = mg.check(torch.sin, X, only="symbolic")
     assert not report.passed
     assert not report.findings
     assert report.verdict == "sin: nothing could be checked; 1 not run"

@@ -38,7 +38,7 @@ LAYERS = [
     {"manualgrad.walks", "manualgrad.operands"},
     {"manualgrad.functions"},
     {"manualgrad.functional", "manualgrad.losses"},
-    {"manualgrad.explanation"},
+    {"manualgrad.explanation", "manualgrad.dag"},
     {"manualgrad.nn"},
     {"manualgrad.verify"},
     {"manualgrad"},

@@ -10,6 +10,7 @@ from manualgrad.verify import (  # noqa: F401  each adds its questions to CHECKS
     calls,
     devices,
     differences,
+    engine,
     extremes,
     modes,
     native,

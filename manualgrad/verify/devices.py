@@ -1,4 +1,4 @@
-"""Kernel and dag: does another device, or another engine, agree?"""
+"""Kernel: does another device agree?"""
 
 from collections.abc import Iterator
 
@@ -32,12 +32,6 @@ def gpu_against_cpu(subject: Subject) -> Iterator[Reading]:
 def _on_cpu(run: Run) -> Run:
     gradients = [None if g is None else g.cpu() for g in run.gradients]
     return Run([o.cpu() for o in run.outputs], gradients, run.wrt)
-
-
-@question("dag", "the explicit engine")
-def explicit_engine(subject: Subject) -> Iterator[Reading]:
-    raise NotRun("manualgrad.dag is not there yet")
-    yield
 
 
 @question("symbolic", "SymPy's derivatives")

@@ -14,7 +14,7 @@ HALF = (torch.bfloat16, torch.float16)
 NARROW = (torch.float32, *HALF)
 VALUES = ("oracle", "native")
 FORMULAS = ("oracle", "symbolic", "conduct")
-NUMBERS = ("oracle", "native", "finite differences", "adjoint")
+NUMBERS = ("oracle", "native", "finite differences", "adjoint", "dag")
 
 
 def of_activation(name: str) -> Iterator[Case]:

@@ -9,9 +9,10 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed: it exists for Linux only")
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
+from manualgrad.triton_kernels import launch
+
 from benchmarks import compiled
 from manualgrad.activations import activation_of
-from manualgrad.triton_kernels import launch
 
 CASES = list(compiled.cases())
 cases = pytest.mark.parametrize("case", CASES, ids=str)
