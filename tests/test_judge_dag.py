@@ -8,7 +8,7 @@ from gpt import GPT
 import manualgrad as mg
 from manualgrad.dag.rules.arithmetic import Mul
 from manualgrad.verify.audit import judge
-from manualgrad.verify.cases import table
+from manualgrad.verify.table import table
 
 CASES = [case for case in table() if "dag" in case.judges]
 

@@ -203,3 +203,19 @@ def test_a_skip_refuses(arguments, error, message):
 def test_a_chain_refuses(skips, error, message):
     with pytest.raises(error, match=message):
         mg.mlp(torch.randn(2, 3), [torch.randn(5, 3), torch.randn(5, 5)], None, "relu", skips=skips)
+
+
+@pytest.mark.parametrize("kind", ["pre", "post", "out"])
+def test_the_explicit_engine_agrees_to_the_bit(kind):
+    x, weights, biases, leaves = made("none", True)
+    scale = torch.tensor([0.5, -0.7, 1.2], dtype=torch.float64).requires_grad_()
+    skips = [mg.Skip(1, 3, kind, scale), mg.Skip(2, 4, kind, 0.5)]
+    with mg.dag.record() as tape:
+        cost = mg.mlp(tape.watch(x), weights, biases, "gelu", skips=skips).square().sum()
+    tape.backward(cost)
+    leaves = [*leaves, scale]
+    ours = torch.autograd.grad(
+        mg.mlp(x, weights, biases, "gelu", skips=skips).square().sum(), leaves
+    )
+    for leaf, expected in zip(leaves, ours, strict=True):
+        assert torch.equal(tape.adjoint(leaf), expected)
