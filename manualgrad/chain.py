@@ -96,6 +96,17 @@ Slot = tuple[int, int, bool]
 NO_LAYER: Slot = (-1, -1, False)  # layer 0, the input
 
 
+def own_slots(depth: int) -> tuple[Slot, ...]:
+    """Each layer has parameters of its own: W^1, b^1, ..., W^L, b^L."""
+    if depth < len(OWN):
+        return OWN[: depth + 1]
+    return NO_LAYER, *[(at, at + 1, False) for at in range(0, 2 * depth, 2)]
+
+
+OWN: tuple[Slot, ...] = ()
+OWN = own_slots(64)
+
+
 class Chain:
     """What a chain is besides its tensors.
 
@@ -122,9 +133,7 @@ class Chain:
         slots: tuple[Slot, ...] | None = None,
     ):
         self.acts, self.depth, self.recompute = acts, len(acts) - 1, recompute
-        if slots is None:  # each layer has parameters of its own: W^1, b^1, ..., W^L, b^L
-            slots = NO_LAYER, *[(at, at + 1, False) for at in range(0, 2 * self.depth, 2)]
-        self.slots = slots
+        self.slots = own_slots(self.depth) if slots is None else slots
         self.branches: dict[int, Branch] = {}
         self.carries_z: dict[int, int] = {}
         self.carries_a: dict[int, int] = {}
@@ -166,18 +175,20 @@ class Chain:
         """W^l as the layer's product uses it: transposed, and scaled by its branch."""
         at, _, transposed = self.slots[l]
         weight = tensors[at].t() if transposed else tensors[at]
-        return scaled(weight, self.scale(l, tensors)) if self.scales_layer(l) else weight
+        if not self.branches or not self.scales_layer(l):
+            return weight
+        return scaled(weight, self.scale(l, tensors))
 
     def bias(self, l: int, tensors: Sequence[Any]) -> Any:
         """b^l as the layer uses it, scaled by its branch; None without one."""
         bias = tensors[self.slots[l][1]]
-        if bias is None or not self.scales_layer(l):
+        if bias is None or not self.branches or not self.scales_layer(l):
             return bias
         return scaled(bias, self.scale(l, tensors))
 
     def scales_layer(self, l: int) -> bool:
         """A skip is added to z^l, so that the layer's parameters are scale W and scale b."""
-        return bool(self.branches) and l in self.branches and l not in self.outs
+        return l in self.branches and l not in self.outs
 
     def lowest(self, needs_x: bool, needs: Sequence[bool]) -> int:
         """The lowest layer with a tensor that needs a gradient; 0 if the input does."""
@@ -220,7 +231,8 @@ def shares(tensors: Sequence[Any]) -> bool:
     given = [tensor for tensor in tensors if tensor is not None]
     if len(set(map(id, given))) < len(given):
         return True
-    return any(t.grad_fn is not None and _transpose_of(t) is not None for t in given)
+    made = [tensor for tensor in given if tensor.grad_fn is not None]
+    return any(_transpose_of(tensor) is not None for tensor in made)
 
 
 def merged(chain: Chain, tensors: Sequence[Any]) -> tuple[Any, ...]:

@@ -176,15 +176,11 @@ class Walk:
         self.sent.send("z" if branch.kind == "pre" else "a", branch.start, delta)
         return True
 
-    def propagate(self, l: int, delta: Tensor, s_below: Tensor, with_a: bool) -> tuple[Any, ...]:
-        """BP2 from layer l to the layer below: (delta^{l-1}, rows, a^{l-1} or None)."""
-        weight, below, sent = self.chain.weight(l, self.tensors), l - 1, self.sent
-        bp2, skip = self.ops.bp2_propagate_error, sent.a.pop(below, None)
-        if below in self.chain.outs:
-            grad_a, _, _ = bp2(delta, weight, s_below, IDENTITY, skip, False)
-            return *self.error(below, grad_a, s_below), self.a_kept.get(below)
-        act = self.chain.acts[below]
-        return bp2(delta, weight, s_below, act, skip, with_a, sent.z.pop(below, None))
+    def propagate_into_branch(self, l: int, delta: Tensor, s_below: Tensor) -> tuple[Any, ...]:
+        """BP2 to a layer at which a skip is added to sigma(z): the skip wants the whole sum."""
+        weight, skip = self.chain.weight(l, self.tensors), self.sent.a.pop(l - 1, None)
+        grad_a = self.ops.bp2_propagate_error(delta, weight, s_below, IDENTITY, skip, False)[0]
+        return *self.error(l - 1, grad_a, s_below), self.a_kept.get(l - 1)
 
     def scaled_gradients(self, l: int, delta: Tensor, rows: Any, a: Tensor | None) -> None:
         """BP3 and BP4 of a branch's layer, whose parameters are scale W and scale b."""
@@ -225,19 +221,26 @@ def backward_pass(
     needs_x, *needs = needs
     lowest, top = chain.lowest(needs_x, needs), len(s) - 1
     walk = Walk(ops, chain, tensors, a_kept, needs, sent)
-    grads = walk.grads
+    grads, acts, skips, scales = walk.grads, chain.acts, bool(chain.branches), False
+    bp2, bp3, bp4 = ops.bp2_propagate_error, ops.bp3_bias_gradient, ops.bp4_weight_gradient
     delta, rows = walk.error(top, sent.a.pop(top, None), s.pop())
     for l in range(top, 0, -1):
         weight_at, bias_at, transposed = chain.slots[l]
-        scales = walk.skip_ends_at(l, delta)
-        with_a = needs[weight_at] or (scales and chain.learns_scale(l, needs))
+        with_a = needs[weight_at]
+        if skips:
+            scales = walk.skip_ends_at(l, delta)
+            with_a = with_a or (scales and chain.learns_scale(l, needs))
         s_below, a, below, below_rows = s.pop(), None, None, None
         if needs[bias_at] and not scales:
-            walk.add(bias_at, ops.bp3_bias_gradient(rows, delta.dtype))
-        if l > lowest:
-            below, below_rows, a = walk.propagate(l, delta, s_below, with_a)
+            grads[bias_at] = _sum(grads[bias_at], bp3(rows, delta.dtype))
+        if l > lowest and l - 1 in chain.outs:
+            below, below_rows, a = walk.propagate_into_branch(l, delta, s_below)
+        elif l > lowest:
+            skip, skip_z = sent.a.pop(l - 1, None), sent.z.pop(l - 1, None)
+            weight = chain.weight(l, tensors)
+            below, below_rows, a = bp2(delta, weight, s_below, acts[l - 1], skip, with_a, skip_z)
         elif with_a:
-            a = a_kept[l - 1] if l - 1 in a_kept else ops.output(s_below, chain.acts[l - 1])
+            a = a_kept[l - 1] if l - 1 in a_kept else ops.output(s_below, acts[l - 1])
         if note is not None:
             of_layer = delta * chain.scale(l, tensors) if scales else delta
             note(*chain.slots[l], of_layer, a if with_a else None)
@@ -245,7 +248,7 @@ def backward_pass(
             walk.scaled_gradients(l, delta, rows, a if with_a else None)
         elif with_a:
             left, right = (a, delta) if transposed else (delta, a)
-            grads[weight_at] = ops.bp4_weight_gradient(left, right, grads[weight_at])
+            grads[weight_at] = bp4(left, right, grads[weight_at])
         if below is None:
             return None, *grads
         delta, rows = below, below_rows
