@@ -6,7 +6,8 @@ Installs this repository, editable, with its dev extra and the pinned versions o
 torch that is already there is kept, whatever its version and build (from 2.11 on): one in VENV, one
 that the interpreter sees, or one that PIP_CONSTRAINT names. Then torch and triton are not pinned.
 The libraries whose models the tests patch need the pinned torch: beside another they are left out,
-and those tests skipped.
+and those tests skipped. Nothing is compiled to bytecode in advance: that takes longer than to
+compile what is imported.
 """
 
 import os
@@ -51,7 +52,7 @@ def make(venv, constraints):
         )
     chosen = venv / "constraints.txt"
     chosen.write_text(pins)
-    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install"]
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--no-compile"]
     installed = subprocess.run([*pip, "-c", str(chosen), "-e", f".[{extra}]"])
     if installed.returncode:
         raise SystemExit("pip install failed; its message is above")

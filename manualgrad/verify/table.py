@@ -56,7 +56,8 @@ def of_skips() -> Iterator[Case]:
     the input's. An infinite scale of a branch makes no sense.
     """
     wider, mixed = ("autocast",), "relu-gelu-tanh"
-    once = (*wider, "torch.compile", "batches of every shape")  # they see no sharing
+    forward = ("forward mode", "forward over reverse", "forward mode against backward")
+    once = (*wider, *forward, "torch.compile", "batches of every shape")  # they see no sharing
     options = (("learned", True), ("recompute", True))
     for kind in KINDS:
         for sharing in ("", "depth", "tied"):
@@ -65,8 +66,8 @@ def of_skips() -> Iterator[Case]:
                 without = once if sharing else wider
                 yield Case("mlp", acts, skip=kind, sharing=sharing, quick=quick, without=without)
         for learned in (options[:1], options):
-            without = (*wider, "values far out", "gradients far out")
-            yield Case("mlp", mixed, (2, 3), skip=kind, options=learned, without=without)
+            without = (*wider, "values far out", "gradients far out", "batches of every shape")
+            yield Case("mlp", mixed, (3,), skip=kind, options=learned, without=without)
         yield Case("mlp", mixed, (33,), torch.bfloat16, skip=kind, judges=VALUES)
 
 
