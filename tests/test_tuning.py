@@ -1,6 +1,6 @@
 """What manualgrad.tune chooses, keeps and refuses."""
 
-import json
+import os
 import subprocess
 import sys
 import warnings
@@ -96,7 +96,7 @@ def test_a_damaged_or_foreign_file_is_ignored_with_a_warning(cache, how):
 def test_a_file_is_written_whole_or_not_at_all(cache, monkeypatch):
     path = tuned.write(MACHINE, {"key": CHOICE})
     before = path.read_text()
-    monkeypatch.setattr(json, "dump", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(os, "replace", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         tuned.write(MACHINE, {"other": CHOICE})
     assert path.read_text() == before
