@@ -11,17 +11,15 @@ follows (McCandlish et al. 2018, "An Empirical Model of Large-Batch Training", e
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from manualgrad.chain import TRANSPOSES
-
-active: list["capture"] = []
-"""Those that are listening. Of the whole process: a backward pass may run in threads of its own."""
+from manualgrad.listening import active, leaves
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +29,10 @@ class Use:
     name: of its weight in the model given to capture, else "layer 1", "layer 2", ...
     a: (M, K), what came in, a^{l-1}; None where the weight wants no gradient.
     delta: (M, N), the adjoint of W a + b.
-    weight, bias: the Parameters (or what stands for them in the graph), None if without gradient.
+    weight, bias: the Parameters, None if without gradient; where the layer uses something computed
+        from parameters (a parametrisation, a part of one): (graph's node, number of its output).
     transposed: the layer multiplies by the transpose of ``weight``.
+    version: of a, when it was captured: a may be the caller's own tensor.
     """
 
     name: str
@@ -41,28 +41,33 @@ class Use:
     weight: Any
     bias: Any
     transposed: bool = False
+    version: int = 0
 
 
 class capture:
     """``with mg.capture() as cap: loss.backward()``: (a, delta) of each use of a layer of ours.
 
-    model: an nn.Module whose parameters' names the layers get.
+    model: an nn.Module. Its layers alone are captured, under the names of their parameters.
     examples: how many there are. None: each row of a layer's input is one. With inputs of shape
         (examples, T, features) a layer sees examples * T rows; say examples, and the T rows of one
         are added up.
     reduction: of the loss. "mean": backward sends 1/examples of each example's own gradient, and
         what is returned here is multiplied by examples; "sum": as it is.
 
-    ``layers``: the uses in forward order, each with .name, .a, .delta. A layer that is used several
-    times is there several times, and its uses are added up before a norm is taken.
+    ``layers``, after the block: the uses in forward order, each with .name, .a, .delta. Row i of
+    every use belongs to example i: a layer that is used several times, and several backward passes
+    in one block, add up. So capture one batch, and one backward pass, at a time.
 
-    What it costs: a and delta of every layer stay in memory until the capture is let go of, the
-    size of the forward pass' activations twice; no further passes. ``per_example_norms`` is one
-    pass over them, ``grad_gram`` examples^2 (K + N) multiplications per layer. Off, it costs a look
-    at an empty list per backward pass.
+    What it costs: a and delta of every layer stay in memory until the capture is let go of, about
+    twice what the forward pass keeps; no further passes. ``per_example_norms`` is one pass over
+    them, ``grad_gram`` examples^2 (K + N) multiplications per layer. Off, it costs a look at an
+    empty list per backward pass.
 
     Seen are linear_act, mlp, their modules, patched models; not seen are PyTorch's own layers,
-    scales of skips, and graphs of torch.compile or torch.func.
+    scales of skips, and graphs of torch.compile or torch.func. With model, a warning names the
+    parameters that norms leave out for that.
+
+    Raises TypeError and ValueError for arguments of other kinds.
     """
 
     def __init__(
@@ -76,22 +81,36 @@ class capture:
             raise TypeError(f"manualgrad.capture: model must be a module, got {model!r}")
         if reduction not in ("mean", "sum"):
             raise ValueError(f"manualgrad.capture: reduction {reduction!r} is not 'mean' or 'sum'")
-        parameters = () if model is None else model.named_parameters()
-        self._names = {id(p): name.removesuffix(".weight") for name, p in parameters}
-        self._examples, self._reduction = examples, reduction
+        if examples is not None and (isinstance(examples, bool) or not isinstance(examples, int)):
+            raise TypeError(f"manualgrad.capture: examples must be an int, got {examples!r}")
+        if examples is not None and examples < 1:
+            raise ValueError(f"manualgrad.capture: examples must be at least 1, got {examples}")
+        self._model, self._examples, self._reduction = model, examples, reduction
         self._uses: list[tuple] = []
         self.layers: list[Use] = []
 
     def __enter__(self) -> "capture":
+        if self in active:
+            raise RuntimeError("manualgrad.capture: this capture is on already; make another")
+        self.layers = []
         active.append(self)
         return self
 
+    def heard(self, *use: Any) -> None:
+        """Called by the backward passes, from the last layer down."""
+        self._uses.append(use)
+
     def __exit__(self, *_: object) -> None:
         active.remove(self)
-        for number, (a, delta, weight, bias, transposed) in enumerate(reversed(self._uses), 1):
-            name = self._names.get(id(weight), f"layer {number}")
-            self.layers.append(Use(name, a, delta, weight, bias, transposed))
-        self._uses.clear()
+        uses, self._uses = self._uses[::-1], []
+        names = {}
+        if self._model is not None:
+            parameters = self._model.named_parameters(remove_duplicate=False)
+            names = {id(p): name.removesuffix(".weight") for name, p in reversed([*parameters])}
+            uses = [use for use in uses if not names.keys().isdisjoint(leaves(*use[2:4]))]
+        for number, (a, delta, weight, bias, transposed, version) in enumerate(uses, 1):
+            name = names.get(id(weight), f"layer {number}")
+            self.layers.append(Use(name, a, delta, weight, bias, transposed, version))
 
     def delta_norms(self) -> list[float]:
         """|delta^l|, the Frobenius norm, of each use in forward order: the error's way down."""
@@ -128,25 +147,52 @@ class capture:
         """Per weight (its uses, None), per bias (None, each example's gradient (examples, N))."""
         count, weights, biases = self._count(), {}, {}
         for use in self.layers:
+            self._check(use)
             if use.weight is not None and use.a is not None:
-                weights.setdefault(_key(use.weight), []).append(use)
+                weights.setdefault(id(use.weight), []).append(use)
             if use.bias is not None:
                 summed = _wide(use.delta).unflatten(0, (count, -1)).sum(1)
-                known = biases.get(_key(use.bias))
-                biases[_key(use.bias)] = summed if known is None else known + summed
+                known = biases.get(id(use.bias))
+                biases[id(use.bias)] = summed if known is None else known + summed
         if not weights and not biases:
             raise ValueError("manualgrad.capture: none of the layers seen wants a gradient")
+        if self._model is not None:
+            seen = weights.keys() | biases.keys()
+            named = self._model.named_parameters()
+            unseen = [name for name, p in named if p.requires_grad and id(p) not in seen]
+            if unseen:
+                names = ", ".join(unseen)
+                text = f"manualgrad.capture: left out, since no layer of ours uses them: {names}"
+                warnings.warn(text, stacklevel=3)
         return [*((uses, None) for uses in weights.values()), *((None, b) for b in biases.values())]
+
+    def _check(self, use: Use) -> None:
+        """Raises ValueError for a use whose gradients cannot be told from what was captured."""
+        if isinstance(use.weight, tuple) or isinstance(use.bias, tuple):
+            raise ValueError(
+                f"manualgrad.capture: {use.name} uses a weight or bias that is computed from "
+                f"parameters (a parametrisation, a part), whose gradients a and delta do not tell; "
+                f".layers and delta_norms() are there all the same"
+            )
+        if use.a is not None and use.a._version != use.version:
+            raise ValueError(
+                f"manualgrad.capture: the input of {use.name} was changed in place after the "
+                f"capture; call this before, or give the layer a copy"
+            )
 
     def _count(self) -> int:
         """The number of examples."""
+        if self in active:
+            raise ValueError("manualgrad.capture: read it after the with block")
         rows = {use.delta.shape[0] for use in self.layers}
         if not rows:
             raise ValueError(
                 "manualgrad.capture: nothing was seen; call loss.backward() inside the with block, "
                 "on layers of manualgrad, not compiled"
             )
-        count = self._examples or (rows.pop() if len(rows) == 1 else None)
+        if rows == {0}:
+            raise ValueError("manualgrad.capture: the batch was empty")
+        count = self._examples or (next(iter(rows)) if len(rows) == 1 else None)
         if count is None:
             raise ValueError(
                 f"manualgrad.capture: the layers see different numbers of rows, {sorted(rows)}; "
@@ -211,45 +257,3 @@ def _gram(uses: Sequence[Use], count: int) -> Tensor:
     for (left, right), (other_left, other_right) in itertools.product(map(_sides, uses), repeat=2):
         total = total + (left @ other_left.T) * (right @ other_right.T)
     return total
-
-
-# what the Functions call
-
-
-def noting(ctx: Any, needs: Sequence[bool]) -> Callable[..., None]:
-    """A function that hands a use to those that listen.  needs: of x, then of each tensor.
-
-    An input that wants a gradient is one that an edge of the graph leads to.
-    """
-    edges = iter([edge for edge in ctx.next_functions if edge[0] is not None])
-    _, *origins = [_origin(*next(edges)) if needed else (None, False) for needed in needs]
-
-    def note(
-        weight_at: int, bias_at: int, transposed: bool, delta: Tensor, a: Tensor | None
-    ) -> None:
-        weight, flipped = origins[weight_at]
-        detached = None if a is None or weight is None else a.detach()
-        use = detached, delta.detach(), weight, origins[bias_at][0], transposed != flipped
-        for listener in active:
-            listener._uses.append(use)
-
-    return note
-
-
-def _origin(node: Any, number: int) -> tuple[Any, bool]:
-    """(what an edge leads to through casts and transposes, was it transposed on the way).
-
-    A Parameter, or where the graph goes on, (node, number of its output).
-    """
-    transposed = False
-    while not hasattr(node, "variable"):
-        name = node.name()
-        if name not in (*TRANSPOSES, "ToCopyBackward0"):
-            return (node, number), transposed
-        transposed ^= name in TRANSPOSES
-        node, number = node.next_functions[0]
-    return node.variable, transposed
-
-
-def _key(parameter: Any) -> Any:
-    return (id(parameter[0]), parameter[1]) if isinstance(parameter, tuple) else id(parameter)

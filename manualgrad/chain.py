@@ -9,6 +9,7 @@ an activation, a branch scaled by s is a layer whose parameters are s W and s b:
 a pass over the parameters, scaling the branch one over the examples.
 """
 
+import numbers
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +21,9 @@ from torch import Tensor
 from manualgrad.activations import Activation
 
 KINDS = ("pre", "post", "out")
-TRANSPOSES = ("TBackward0", "TransposeBackward0", "PermuteBackward0")  # of W.t(), W.mT, W.T
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Skip:
     """A skip connection over the layers start + 1 .. end of a chain; layer 0 is the input.
 
@@ -69,7 +69,9 @@ class Skip:
 
 
 def check_scale(call: str, scale: Any) -> None:
-    if isinstance(scale, Tensor):
+    if is_tensor(scale):
+        if not isinstance(scale, Tensor):  # a Proxy of torch.fx, which has no shape to check
+            return
         if scale.dim() > 1:
             raise ValueError(
                 f"{call}: scale has shape {tuple(scale.shape)}; give a number, or a tensor of "
@@ -77,8 +79,13 @@ def check_scale(call: str, scale: Any) -> None:
             )
         if not scale.is_floating_point():
             raise TypeError(f"{call}: scale is a tensor of {scale.dtype}; give a floating one")
-    elif isinstance(scale, bool) or not isinstance(scale, (int, float)):
+    elif isinstance(scale, bool) or not isinstance(scale, numbers.Real):
         raise TypeError(f"{call}: scale must be a number or a tensor, got {scale!r}")
+
+
+def is_tensor(scale: Any) -> bool:
+    """Or something in a tensor's place, such as a Proxy of torch.fx."""
+    return isinstance(scale, Tensor) or hasattr(type(scale), "__torch_function__")
 
 
 class Branch(NamedTuple):
@@ -86,21 +93,20 @@ class Branch(NamedTuple):
 
     start: int
     kind: str
-    scale: float
+    scale: Any
     at: int | None
 
 
-# A layer's slot: the numbers, among a chain's tensors, of its weight and its bias, and whether the
-# weight is the transpose of that tensor (a tied decoder's).
-Slot = tuple[int, int, bool]
-NO_LAYER: Slot = (-1, -1, False)  # layer 0, the input
+Slot = tuple[int, int]
+"""The numbers, among a chain's tensors, of a layer's weight and its bias."""
+NO_LAYER: Slot = (-1, -1)  # layer 0, the input
 
 
 def own_slots(depth: int) -> tuple[Slot, ...]:
     """Each layer has parameters of its own: W^1, b^1, ..., W^L, b^L."""
     if depth < len(OWN):
         return OWN[: depth + 1]
-    return NO_LAYER, *[(at, at + 1, False) for at in range(0, 2 * depth, 2)]
+    return NO_LAYER, *[(at, at + 1) for at in range(0, 2 * depth, 2)]
 
 
 OWN: tuple[Slot, ...] = ()
@@ -113,7 +119,8 @@ class Chain:
     acts: acts[l] for l = 1..L; acts[0], the input's, is identity. depth: L.
     recompute: keep only the input and the parameters; backward walks forward once more.
     slots: slots[l], where layer l's parameters stand among the tensors.
-    branches: {end: Branch}; an "out" over the identity is the same as a "post", and is one here.
+    branches: {end: Branch}; an "out" over the identity is the same as a "post", and is one here if
+        nobody asks for z^end.
     carries_z, carries_a: {start: end} of the layers whose z, or a, skips carry on, the last end.
     outs: the layers at which an "out" skip ends: a^l is not s^l, and both are kept.
     hides_top: s^L is a hidden output, because it is not the output a^L itself.
@@ -145,13 +152,14 @@ class Chain:
 
     def _add(self, skips: Sequence[Skip]) -> None:
         self.skips = tuple(skips)
-        self.scales = tuple(skip.scale for skip in skips if isinstance(skip.scale, Tensor))
+        self.scales = tuple(skip.scale for skip in skips if is_tensor(skip.scale))
         at = 2 * self.depth  # the scales stand behind the parameters
+        z_wanted = {skip.start for skip in skips if skip.kind == "pre"}
         for skip in skips:
             kind, scale, number = skip.kind, skip.scale, None
-            if kind == "out" and self.acts[skip.end].is_identity:
+            if kind == "out" and self.acts[skip.end].is_identity and skip.end not in z_wanted:
                 kind = "post"
-            if isinstance(scale, Tensor):
+            if is_tensor(scale):
                 scale, number, at = 1.0, at, at + 1
             self.branches[skip.end] = Branch(skip.start, kind, scale, number)
             (self.carries_z if kind == "pre" else self.carries_a)[skip.start] = skip.end
@@ -172,9 +180,8 @@ class Chain:
         return branch.scale if branch.at is None else tensors[branch.at]
 
     def weight(self, l: int, tensors: Sequence[Any]) -> Any:
-        """W^l as the layer's product uses it: transposed, and scaled by its branch."""
-        at, _, transposed = self.slots[l]
-        weight = tensors[at].t() if transposed else tensors[at]
+        """W^l as the layer's product uses it, scaled by its branch."""
+        weight = tensors[self.slots[l][0]]
         if not self.branches or not self.scales_layer(l):
             return weight
         return scaled(weight, self.scale(l, tensors))
@@ -194,7 +201,7 @@ class Chain:
         """The lowest layer with a tensor that needs a gradient; 0 if the input does."""
         if needs_x:
             return 0
-        for l, (weight, bias, _) in enumerate(self.slots[1:], start=1):
+        for l, (weight, bias) in enumerate(self.slots[1:], start=1):
             if needs[weight] or needs[bias] or (self.branches and self.learns_scale(l, needs)):
                 return l
         return self.depth + 1
@@ -227,46 +234,28 @@ def scale_gradient(scale: Tensor, products: Tensor) -> Tensor:
 
 
 def shares(tensors: Sequence[Any]) -> bool:
-    """A tensor stands at two places, or beside its own transpose."""
+    """A tensor stands at two places."""
     given = [tensor for tensor in tensors if tensor is not None]
-    if len(set(map(id, given))) < len(given):
-        return True
-    made = [tensor for tensor in given if tensor.grad_fn is not None]
-    return any(_transpose_of(tensor) is not None for tensor in made)
+    return len(set(map(id, given))) < len(given)
 
 
 def merged(chain: Chain, tensors: Sequence[Any]) -> tuple[Any, ...]:
     """The chain on each tensor once: a parameter that stands at several places has one gradient.
 
-    Its uses are then summed in one buffer. W and its own W.t() are one parameter too.
+    Its uses are then summed in one buffer. (W.T is another tensor than W, and may be asked for a
+    gradient of its own: PyTorch adds the two.)
     """
-    numbers: dict[int, int] = {}
+    at: dict[int, int] = {}
     once: list[Any] = []
     for tensor in tensors:
-        if id(tensor) not in numbers:
-            numbers[id(tensor)] = len(once)
+        if id(tensor) not in at:
+            at[id(tensor)] = len(once)
             once.append(tensor)
     slots = [chain.slots[0]]
-    for weight, bias, _ in chain.slots[1:]:
-        whole = _transpose_of(tensors[weight])
-        transposed = whole is not None and id(whole) in numbers
-        number = numbers[id(whole if transposed else tensors[weight])]
-        slots.append((number, numbers[id(tensors[bias])], transposed))
+    for weight, bias in chain.slots[1:]:
+        slots.append((at[id(tensors[weight])], at[id(tensors[bias])]))
     branches = {
-        end: b if b.at is None else b._replace(at=numbers[id(tensors[b.at])])
+        end: b if b.at is None else b._replace(at=at[id(tensors[b.at])])
         for end, b in chain.branches.items()
     }
     return chain.but(slots=tuple(slots), branches=branches), *once
-
-
-def _transpose_of(tensor: Any) -> Tensor | None:
-    """The leaf whose transpose, made by .t() or .T and not looked at since, tensor is."""
-    node = tensor.grad_fn
-    if node is None or node.name() not in TRANSPOSES:
-        return None
-    whole = getattr(node.next_functions[0][0], "variable", None)
-    watched = tensor.retains_grad or tensor._backward_hooks
-    if whole is None or watched or whole.data_ptr() != tensor.data_ptr():
-        return None
-    alike = whole.shape == tensor.shape[::-1] and whole.stride() == tensor.stride()[::-1]
-    return whole if alike else None

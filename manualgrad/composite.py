@@ -52,9 +52,13 @@ def residual(x: Tensor, chain: Chain, scales: Any, layers: Any) -> Tensor:
         branch = chain.branches.get(l)
         z[l] = layer(a[l - 1])
         if branch is not None:
-            z[l] = added(
-                (z if branch.kind == "pre" else a)[branch.start], z[l], chain.scale(l, tensors)
-            )
+            skip = (z if branch.kind == "pre" else a)[branch.start]
+            if isinstance(skip, Tensor) and skip.shape != z[l].shape:
+                raise ValueError(
+                    f"manualgrad.nn.MLP: layers.{l - 1} gives {tuple(z[l].shape)}, but the skip "
+                    f"that ends there brings {tuple(skip.shape)}; a skip needs equal shapes"
+                )
+            z[l] = skip + chain.scale(l, tensors) * z[l]
         a[l] = sigma(z[l], chain.acts[l])
     return a[chain.depth]
 

@@ -165,6 +165,8 @@ def _native_or_refused(
     layers: Callable[..., Any] = composite.mlp
     if isinstance(what, Activation):
         layers = composite.linear_act
+    elif what.skips and not compat.tracing_by_jit():
+        check_skips_fit(call, input, what.skips, params, scales)
     try:
         return layers(input, what, *params, *scales)[0]
     except (RuntimeError, NotImplementedError, ValueError) as error:

@@ -22,10 +22,10 @@ from torch.autograd import Function
 from manualgrad import backends, compat, composite, equations
 from manualgrad import ops as operators
 from manualgrad.activations import Activation
-from manualgrad.capture import active as listening
-from manualgrad.capture import noting
 from manualgrad.chain import Chain, merged, shares
 from manualgrad.differentiable import differentiable
+from manualgrad.listening import active as listening
+from manualgrad.listening import noting
 from manualgrad.ops import backend_for
 from manualgrad.walks import IDENTITY, Adjoints, backward_pass, forward_pass, kept_for_backward
 
@@ -81,9 +81,9 @@ class LinearActFunction(Function):
             grad_x, _, _ = ops.bp2_propagate_error(delta, weight, x, IDENTITY, with_a=False)
         if needs_weight:
             grad_weight = ops.bp4_weight_gradient(delta, x)
-        if listening:
+        if listening and not compat.transforms_active() and not ctx.traced:
             needs = needs_x, needs_weight, needs_bias
-            noting(ctx, needs)(0, 1, False, delta, x)
+            noting(ctx, needs)(0, 1, delta, x)
         return grad_x, None, grad_weight, grad_bias
 
 
@@ -142,7 +142,8 @@ class MLPFunction(Function):
             chain = chain.but(acts=tuple(map(differentiable, chain.acts)))
         else:
             ops = backend_for(cast(Tensor, s[top]) if grad_a is None else grad_a)
-        note = noting(ctx, (needs_x, *needs)) if listening else None
+        listened = listening and not compat.transforms_active()
+        note = noting(ctx, (needs_x, *needs)) if listened else None
         grad_x, *grads = backward_pass(
             ops, chain, tensors, s, a_kept, (needs_x, *needs), sent, note
         )

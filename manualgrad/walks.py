@@ -79,7 +79,7 @@ def kept_for_backward(chain: Chain, x: Tensor, tensors, output, needs) -> list[T
     if not chain.hides_top:
         s.append(output[0])
     wanted: list[Tensor | None] = [None] * len(tensors)
-    for at, _, _ in chain.slots[lowest + 1 :]:
+    for at, _ in chain.slots[lowest + 1 :]:
         wanted[at] = tensors[at]
     outs, learns = chain.outs, chain.learns_scale
     a_kept = dict(zip(sorted(outs), output[hidden:], strict=False))
@@ -88,14 +88,14 @@ def kept_for_backward(chain: Chain, x: Tensor, tensors, output, needs) -> list[T
         if l in outs:
             if l in a_kept and not a_wanted:
                 a_kept[l] = None
-            a_wanted = False  # it does not come from s^l
+            a_wanted = learns(l, needs)  # a^l does not come from s^l, but the scale's gradient does
         if not (a_wanted or (l >= lowest and not act.is_identity)):
             s[l] = None
     for l, branch in chain.branches.items():
         if branch.at is not None and l >= lowest:
             wanted[branch.at] = tensors[branch.at]
             if needs[branch.at]:
-                for at in chain.slots[l][:2]:
+                for at in chain.slots[l]:
                     wanted[at] = tensors[at]
     return [*wanted, *s, *a_kept.values()]
 
@@ -184,7 +184,7 @@ class Walk:
 
     def scaled_gradients(self, l: int, delta: Tensor, rows: Any, a: Tensor | None) -> None:
         """BP3 and BP4 of a branch's layer, whose parameters are scale W and scale b."""
-        chain, (weight_at, bias_at, transposed) = self.chain, self.chain.slots[l]
+        chain, (weight_at, bias_at) = self.chain, self.chain.slots[l]
         scale, learns = chain.scale(l, self.tensors), chain.learns_scale(l, self.needs)
         products = None
         if self.needs[bias_at] or (learns and self.tensors[bias_at] is not None):
@@ -196,12 +196,10 @@ class Walk:
         if a is not None:
             grad = self.ops.bp4_weight_gradient(delta, a)
             if learns:
-                weight = self.tensors[weight_at]
-                in_rows = (grad * (weight.t() if transposed else weight)).sum(1)
+                in_rows = (grad * self.tensors[weight_at]).sum(1)
                 self.add(chain.branches[l].at, scale_gradient(scale, _sum(products, in_rows)))
             if self.needs[weight_at]:
-                grad = scaled(grad, scale)
-                self.add(weight_at, grad.t() if transposed else grad)
+                self.add(weight_at, scaled(grad, scale))
 
     def add(self, at: int | None, grad: Tensor) -> None:
         """One more use's gradient of tensor number ``at``."""
@@ -225,7 +223,7 @@ def backward_pass(
     bp2, bp3, bp4 = ops.bp2_propagate_error, ops.bp3_bias_gradient, ops.bp4_weight_gradient
     delta, rows = walk.error(top, sent.a.pop(top, None), s.pop())
     for l in range(top, 0, -1):
-        weight_at, bias_at, transposed = chain.slots[l]
+        weight_at, bias_at = chain.slots[l]
         with_a = needs[weight_at]
         if skips:
             scales = walk.skip_ends_at(l, delta)
@@ -247,8 +245,7 @@ def backward_pass(
         if scales:
             walk.scaled_gradients(l, delta, rows, a if with_a else None)
         elif with_a:
-            left, right = (a, delta) if transposed else (delta, a)
-            grads[weight_at] = bp4(left, right, grads[weight_at])
+            grads[weight_at] = bp4(delta, a, grads[weight_at])
         if below is None:
             return None, *grads
         delta, rows = below, below_rows

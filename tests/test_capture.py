@@ -7,7 +7,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 import manualgrad as mg
-from manualgrad.capture import active
+from manualgrad.listening import active
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit's, in torch
 F64 = {"dtype": torch.float64}
@@ -141,18 +141,53 @@ def test_frozen_parameters_count_for_nothing():
     assert cap.layers[1].a is None
 
 
-def test_parts_of_one_tensor_are_parameters_of_their_own():
+def test_what_is_computed_from_parameters_is_refused():
+    """The gradient of a part, a multiple, a parametrisation is not its parameter's."""
+    W, x = nn.Parameter(torch.randn(8, 8)), torch.randn(7, 8)
+    for layer in (
+        lambda x: mg.linear_act(x, 2 * W),
+        lambda x: mg.linear_act(x, W.chunk(2)[0]),
+        lambda x: mg.linear_act(x, W, W[0]),
+        nn.utils.parametrizations.weight_norm(mg.nn.Linear(8, 8)),
+    ):
+        with mg.capture() as cap:
+            layer(x).sum().backward()
+        assert len(cap.layers) == len(cap.delta_norms()) == 1
+        with pytest.raises(ValueError, match="layer 1 uses a weight or bias that is computed from"):
+            cap.per_example_norms()
+
+
+def test_of_a_model_its_layers_alone():
     torch.manual_seed(0)
-    W, x = nn.Parameter(torch.randn(12, 8, **F64)), torch.randn(7, 8, **F64)
+    net, other, x = mg.nn.MLP([8, 6, 4]), mg.nn.MLP([8, 6, 4]), torch.randn(5, 8)
+    with mg.capture(net) as alone:
+        net(x).sum().backward()
+    with mg.capture(net) as cap:
+        (net(x).sum() + other(x).sum()).backward()
+    assert len(cap.layers) == 2
+    torch.testing.assert_close(cap.per_example_norms(), alone.per_example_norms())
+    mixed = nn.Sequential(mg.nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 4))
+    with mg.capture(mixed) as cap:
+        mixed(x).sum().backward()
+    with pytest.warns(UserWarning, match="left out.*: 1.weight, 1.bias, 2.weight, 2.bias"):
+        cap.per_example_norms()
 
-    def both(W, x):
-        first, second = W.chunk(2)
-        return mg.linear_act(x, first, None, "tanh") * mg.linear_act(x, second)
 
+def test_an_input_that_is_changed_afterwards_is_refused():
+    net, x = mg.nn.MLP([8, 6, 4]), torch.randn(5, 8)
+    with mg.capture(net) as cap:
+        net(x).sum().backward()
+    x.zero_()
+    with pytest.raises(ValueError, match=r"input of layers.0 was changed in place"):
+        cap.per_example_norms()
+
+
+def test_transforms_and_graphs_are_not_heard():
+    net, x = mg.nn.MLP([8, 6, 4]), torch.randn(5, 8)
     with mg.capture() as cap:
-        both(W, x).mean().backward()
-    g = vmap(grad(lambda W, x: both(W, x[None]).mean()), (None, 0))(W.detach(), x).flatten(1)
-    assert close(cap.per_example_norms(), g.norm(dim=1))
+        torch.compile(net, backend="aot_eager")(x).sum().backward()
+        torch.func.grad(lambda x: net(x).sum())(x)
+    assert cap.layers == []
 
 
 def test_autocast_and_half_types():
@@ -192,6 +227,15 @@ def test_what_is_refused():
         mg.capture("net")
     with pytest.raises(ValueError, match="'max' is not 'mean' or 'sum'"):
         mg.capture(reduction="max")
+    for examples, error in ((0, ValueError), (-1, ValueError), (2.0, TypeError), (True, TypeError)):
+        with pytest.raises(error, match="examples must be"):
+            mg.capture(examples=examples)
+    with mg.capture() as cap, pytest.raises(ValueError, match="read it after the with block"):
+        cap.grad_gram()
+    with mg.capture() as cap:
+        mg.nn.Linear(4, 4)(torch.randn(0, 4)).sum().backward()
+    with pytest.raises(ValueError, match="the batch was empty"):
+        cap.noise_scale()
     for method in ("per_example_norms", "grad_gram", "noise_scale"):
         with pytest.raises(ValueError, match=r"nothing was seen; call loss\.backward"):
             getattr(mg.capture(), method)()

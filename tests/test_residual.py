@@ -139,7 +139,12 @@ def test_hooks_and_learned_scales_in_a_residual_mlp():
         ({"sizes": [4, 4, 4], "zero_init": True}, "say something about branches"),
         ({"sizes": [4, 4, 4], "branch_scale": 0.5}, "say something about branches"),
         ({"sizes": [4] * 5, "residual": "pre", "branch_scale": "all"}, "must be 'auto'"),
-        ({"sizes": [4, 5, 6, 3, 2], "shared": True}, "no two hidden layers"),
+        ({"sizes": [4, 5, 6, 3, 2], "shared": True}, "no hidden layer of sizes"),
+        ({"sizes": [4, 6, 2], "shared": True}, "none is as wide as its input"),
+        (
+            {"sizes": [4] * 5, "residual": "block", "shared": True, "zero_init": True},
+            "never learns",
+        ),
         ({"sizes": [4] * 4, "activation": ["relu", "tanh"], "shared": True}, "relu and tanh"),
     ],
 )
@@ -182,6 +187,10 @@ def test_residual_refuses():
         mg.nn.Residual(mg.nn.Linear(3, 4))(torch.randn(2, 3))
     with pytest.raises(TypeError, match="block must be a module"):
         mg.nn.Residual(torch.relu)
+    with pytest.raises(TypeError, match="block gives a tuple"):
+        mg.nn.Residual(nn.LSTM(4, 4))(torch.randn(2, 4))
+    with pytest.raises(ValueError, match=r"branch_scale has shape \(3,\), but input has 4"):
+        mg.nn.Residual(nn.Linear(4, 4), torch.ones(3))(torch.randn(2, 4))
 
 
 def test_a_64_layer_residual_mlp_trains_where_the_plain_one_does_not():
@@ -212,3 +221,64 @@ def test_a_64_layer_residual_mlp_trains_where_the_plain_one_does_not():
 
     assert accuracy("pre", 0.1) >= 0.96
     assert accuracy(None, 0.03) < 0.60
+
+
+# a residual MLP whose layers are changed
+
+
+def test_layers_that_are_changed_are_used_or_refused():
+    torch.manual_seed(0)
+    net, x = mg.nn.MLP([4, 6, 6, 6, 2], "gelu", residual="pre"), torch.randn(3, 4)
+    net.layers[1] = mg.nn.Linear(6, 6, activation="tanh")
+    changed = net(x)
+    net.layers[3].register_forward_hook(lambda module, args, output: None)
+    torch.testing.assert_close(changed, net(x))
+    net.layers[2] = nn.Linear(6, 1)
+    with pytest.raises(ValueError, match=r"layers.2 gives \(3, 1\), but the skip.*\(3, 6\)"):
+        net(x)
+    net.layers.append(mg.nn.Linear(2, 2))
+    with pytest.raises(RuntimeError, match="5 layers, but its skips were laid out for 4"):
+        net(x)
+    with pytest.raises(AttributeError):
+        net.residual = "post"
+
+
+def test_a_layer_is_put_in_all_the_places_of_a_shared_one():
+    net = mg.nn.MLP([4, 6, 6, 6, 2], "relu", shared=True)
+    net.layers[2] = other = mg.nn.Linear(6, 6, activation="relu")
+    assert net.layers[1] is net.layers[2] is other
+    assert len(list(net.parameters())) == 6
+
+
+def test_a_scale_that_is_a_tensor_moves_with_the_module():
+    for module in (
+        mg.nn.MLP([4] * 5, residual="post", branch_scale=torch.ones(4)),
+        mg.nn.Residual(nn.Linear(4, 4), torch.ones(4)),
+    ):
+        assert "branch_scale" in module.state_dict()
+        assert module.double().branch_scale.dtype == torch.float64
+        assert "branch_scale=(4,)" in repr(module)
+        assert module(torch.randn(2, 4, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_hooks_of_every_module_are_called_inside():
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, args, output: seen.append(type(module).__name__)
+    )
+    try:
+        mg.nn.MLP([4, 4, 4])(torch.randn(2, 4))
+    finally:
+        handle.remove()
+    assert seen == ["Linear", "Linear", "MLP"]
+
+
+@pytest.mark.parametrize("scale", [0.5, nn.Parameter(torch.tensor(0.5))], ids=["number", "learned"])
+def test_fx(scale):
+    module = nn.Sequential(
+        mg.nn.MLP([4] * 5, residual="pre", branch_scale=scale),
+        mg.nn.Residual(mg.nn.Linear(4, 4), scale),
+        mg.nn.Residual(nn.Linear(4, 4), scale),
+    )
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(torch.fx.symbolic_trace(module)(x), module(x))

@@ -109,6 +109,20 @@ def test_first_and_second_derivatives_equal_torchs(kind, act, sharing):
             assert (mine - expected).abs().max() <= allowed, case
 
 
+def test_out_over_the_identity_leaves_z_alone():
+    """z^1 is W a + b, without the skip, whoever is the activation."""
+    x, weights, _, leaves = made("none", False)
+    scale = torch.tensor(0.7, dtype=torch.float64).requires_grad_()
+    skips = [mg.Skip(0, 1, "out", scale), mg.Skip(1, 2, "pre")]
+    both = [
+        mg.mlp(x, weights, None, [act, "tanh", "tanh", "tanh"], skips=skips)
+        for act in ("identity", "leaky_relu(negative_slope=1.0)")
+    ]
+    torch.testing.assert_close(*both, rtol=1e-13, atol=1e-13)
+    for pair in zip(*(first_and_second(y, [*leaves, scale]) for y in both), strict=True):
+        torch.testing.assert_close(*pair, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", ["pre", "post", "out"])
 def test_gradcheck_and_gradgradcheck(kind):
     x, weights, biases, _ = made("two", True)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from manualgrad.chain import Skip, check_scale
 from manualgrad.nn.linear import Linear
@@ -34,6 +34,10 @@ class SharedLayers(nn.Module):
 
     def __getitem__(self, index: Any) -> Any:
         return list(self)[index]
+
+    def __setitem__(self, index: int, layer: nn.Module) -> None:
+        """Another layer in its place, and in all others where the same one stood."""
+        self.add_module(self._places[index], layer)
 
 
 def branches(kind: Any, sizes: Sequence[int], acts: list[Any]) -> tuple[list[Skip], list[Any]]:
@@ -76,12 +80,27 @@ def branch_scale_of(branch_scale: Any, count: int) -> Any:
     return branch_scale
 
 
+def keep_scale(module: nn.Module, scale: Any) -> None:
+    """As module.branch_scale: a Parameter to be learned, another tensor as a buffer."""
+    if isinstance(scale, Tensor) and not isinstance(scale, nn.Parameter):
+        module.register_buffer("branch_scale", scale)
+    else:
+        module.branch_scale = scale
+
+
+def shown_scale(scale: Any) -> str:
+    if isinstance(scale, Tensor):
+        return f"branch_scale={'learned' if scale.requires_grad else tuple(scale.shape)}"
+    return f"branch_scale={scale:.4g}"
+
+
 def check_shared(sizes: Sequence[int], acts: Sequence[Any], layers: Sequence[Linear]) -> None:
     """Raises ValueError where nothing is shared, or one layer would need two activations."""
-    if len(sizes) > 4 and len(set(layers)) == len(layers):
+    square = any(sizes[l] == sizes[l + 1] for l in range(len(sizes) - 2))
+    if not square and len(set(layers)) == len(layers):
         raise ValueError(
-            f"manualgrad.nn.MLP: shared=True, but no two hidden layers of sizes {list(sizes)} have "
-            f"the same shape"
+            f"manualgrad.nn.MLP: shared=True, but no hidden layer of sizes {list(sizes)} could be "
+            f"shared: none is as wide as its input"
         )
     for layer, act in zip(layers, acts, strict=True):
         if layer.activation is not act:

@@ -9,9 +9,16 @@ from torch import Tensor, nn
 
 from manualgrad import compat, composite, functions
 from manualgrad.activations import Activation, activation_of
-from manualgrad.chain import Chain
+from manualgrad.chain import Chain, is_tensor
 from manualgrad.functional import run
-from manualgrad.nn.branches import SharedLayers, branch_scale_of, branches, check_shared
+from manualgrad.nn.branches import (
+    SharedLayers,
+    branch_scale_of,
+    branches,
+    check_shared,
+    keep_scale,
+    shown_scale,
+)
 from manualgrad.nn.linear import Linear, check_width
 from manualgrad.walks import IDENTITY
 
@@ -65,12 +72,11 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         acts = _activations(sizes, activation, out_activation)
-        self.residual, self.recompute = residual, bool(recompute)
-        self.branch_scale: Any = 1.0
+        self._residual, self.recompute = residual, bool(recompute)
         if residual is not None:
             self._skips, acts = branches(residual, sizes, acts)
             self._acts = (IDENTITY, *acts)
-            self.branch_scale = branch_scale_of(branch_scale, len(self._skips))
+            keep_scale(self, branch_scale_of(branch_scale, len(self._skips)))
             acts = [IDENTITY] * len(acts)
         elif zero_init or branch_scale != "auto":
             raise ValueError(
@@ -87,6 +93,11 @@ class MLP(nn.Module):
         if shared:
             check_shared(sizes, acts, layers)
         self.layers: Any = SharedLayers(layers) if shared else nn.ModuleList(layers)
+        if zero_init and shared and residual == "block":
+            raise ValueError(
+                "manualgrad.nn.MLP: zero_init would zero both layers of a shared block, which then "
+                "never learns; use residual='pre' or 'post', or a small branch_scale"
+            )
         if zero_init:
             for skip in self._skips:
                 for parameter in layers[skip.end - 1].parameters():
@@ -134,7 +145,7 @@ class MLP(nn.Module):
         net = cls.__new__(cls)
         nn.Module.__init__(net)
         net.layers = nn.ModuleList(layers)
-        net.residual, net.recompute, net.branch_scale = None, bool(recompute), 1.0
+        net._residual, net.recompute = None, bool(recompute)
         return net.train(seq.training)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -144,35 +155,51 @@ class MLP(nn.Module):
         acts, params, recompute = layers
         if not params:
             return input  # of no layers, as an empty Sequential
-        chain = Chain(acts, recompute) if self.residual is None else self._residual_chain()
+        chain = Chain(acts, recompute) if self._residual is None else self._residual_chain()
         return run("nn.MLP", functions.mlp, input, chain, params, chain.scales)
+
+    @property
+    def residual(self) -> str | None:
+        """The kind of skips that the layers were laid out for; it stays."""
+        return self._residual
 
     def as_chain(self) -> tuple[tuple[Activation, ...], list[Any], bool] | None:
         """(activations, parameters, recompute) of layers that are no more than their weights."""
         params, acts = [], [IDENTITY]
-        forward = Linear.forward
+        forward, residual = Linear.forward, self._residual is not None
+        if compat.global_module_hooks():
+            return None
         for layer in cast(Iterable[Linear], self.layers):
             if not compat.is_its_weights(layer, forward):
                 return None
             params += compat.weight_and_bias(layer)
             acts.append(layer._activation)
+            if residual and not layer._activation.is_identity:
+                return None  # the layer is more than a branch's linear part
         return tuple(acts), params, self.recompute
 
     def _residual_chain(self) -> Chain:
-        """Made anew only where something of it was changed: it is long."""
-        key = self.branch_scale, self.recompute
-        known, chain = self.__dict__.get("_known_chain", (None, None))
-        if known is None or known[0] is not key[0] or known[1] != key[1]:
-            skips = [replace(skip, scale=self.branch_scale) for skip in self._skips]
-            chain = Chain(self._acts, self.recompute, skips)
-            self.__dict__["_known_chain"] = key, chain
-        return cast(Chain, chain)
+        """Made anew only where something of it was changed, or its scale is learned: it is long."""
+        if len(self.layers) != len(self._acts) - 1:
+            raise RuntimeError(
+                f"manualgrad.nn.MLP: {len(self.layers)} layers, but its skips were laid out for "
+                f"{len(self._acts) - 1}; make another MLP"
+            )
+        scale, learned = self.branch_scale, is_tensor(self.branch_scale)
+        known = None if learned else self.__dict__.get("_known_chain")
+        if known is not None and known[0] == (scale, self.recompute):
+            return known[1]
+        skips = [replace(skip, scale=scale) for skip in self._skips]
+        chain = Chain(self._acts, self.recompute, skips)
+        if not learned:
+            self.__dict__["_known_chain"] = (scale, self.recompute), chain
+        return chain
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_known_chain"}
 
     def _layer_by_layer(self, input: Tensor) -> Tensor:
-        if self.residual is not None:
+        if self._residual is not None:
             chain = self._residual_chain()
             return composite.residual(input, chain, chain.scales, list(self.layers))
         for layer in self.layers:
@@ -181,12 +208,10 @@ class MLP(nn.Module):
 
     def extra_repr(self) -> str:
         said = []
-        if self.residual is not None:
+        if self._residual is not None:
             acts = {str(act) for act in self._acts[1:-1] if not act.is_identity}
-            scale = self.branch_scale
-            shown = "learned" if isinstance(scale, Tensor) else f"{scale:.4g}"
-            said += [f"residual={self.residual!r}", f"activation={'/'.join(sorted(acts))}"]
-            said += [f"branch_scale={shown}"]
+            said += [f"residual={self._residual!r}", f"activation={'/'.join(sorted(acts))}"]
+            said += [shown_scale(self.branch_scale)]
         return ", ".join([*said, *(["recompute=True"] if self.recompute else [])])
 
 

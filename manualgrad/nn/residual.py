@@ -1,13 +1,14 @@
 """Residual connections: which layers of an MLP are branches, and x + scale block(x) as a module."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from manualgrad import compat, functions
-from manualgrad.chain import Chain, Skip, added, check_scale
+from manualgrad.chain import Chain, Skip, check_scale, is_tensor
 from manualgrad.functional import run
+from manualgrad.nn.branches import keep_scale, shown_scale
 from manualgrad.nn.linear import Linear
 from manualgrad.nn.mlp import MLP
 
@@ -33,28 +34,42 @@ class Residual(nn.Module):
             raise TypeError(f"manualgrad.nn.Residual: block must be a module, got {block!r}")
         check_scale("manualgrad.nn.Residual", branch_scale)
         self.block = block
-        self.branch_scale = branch_scale
+        keep_scale(self, branch_scale)
 
     def forward(self, input: Tensor) -> Tensor:
         layers = chain_of(self.block)
         if layers is None:
             return self._added(input)
         acts, params, recompute = layers
-        chain = Chain(acts, recompute, (Skip(0, len(acts) - 1, "out", self.branch_scale),))
+        skip = Skip(0, len(acts) - 1, "out", cast(Any, self.branch_scale))
+        chain = Chain(acts, recompute, (skip,))
         return run("nn.Residual", functions.mlp, input, chain, params, chain.scales)
 
     def _added(self, input: Tensor) -> Tensor:
-        branch = self.block(input)
+        branch, scale = self.block(input), cast(Any, self.branch_scale)
+        if isinstance(branch, Tensor):
+            self._check(input, branch, scale)
+        elif not is_tensor(branch):
+            raise TypeError(
+                f"manualgrad.nn.Residual: block gives a {type(branch).__name__}; a skip needs a "
+                f"tensor of the input's shape"
+            )
+        return input + scale * branch
+
+    def _check(self, input: Tensor, branch: Tensor, scale: Any) -> None:
         if branch.shape != input.shape:
             raise ValueError(
                 f"manualgrad.nn.Residual: input has shape {tuple(input.shape)}, but block gives "
                 f"{tuple(branch.shape)}; a skip needs equal shapes"
             )
-        return added(input, branch, self.branch_scale)
+        if isinstance(scale, Tensor) and scale.shape not in ((), (1,), input.shape[-1:]):
+            raise ValueError(
+                f"manualgrad.nn.Residual: branch_scale has shape {tuple(scale.shape)}, but input "
+                f"has {input.shape[-1]} features; give a number, or shape (), (1,) or theirs"
+            )
 
     def extra_repr(self) -> str:
-        scale = self.branch_scale
-        return "" if isinstance(scale, nn.Parameter) else f"branch_scale={scale:g}"
+        return shown_scale(self.branch_scale)
 
 
 def chain_of(block: nn.Module) -> tuple[Any, Sequence[Any], bool] | None:
