@@ -47,3 +47,12 @@ def test_a_picture_written_whole_or_not_at_all(tmp_path, monkeypatch):
             a = a * 1.0
     with pytest.raises(ValueError, match="room for 1 to 200 nodes"):
         deep.draw(tmp_path / "deep.png")
+
+
+def test_a_picture_in_no_folder_names_that_folder(tmp_path):
+    pytest.importorskip("matplotlib")
+    tape, _ = recorded(Block(), numbers(5, 4), numbers(5, 3))
+    with pytest.raises(FileNotFoundError, match=r"no folder .*absent") as caught:
+        tape.draw(tmp_path / "absent" / "pic.png")
+    assert caught.value.filename == str(tmp_path / "absent" / "pic.png")
+    assert ".tmp" not in str(caught.value)

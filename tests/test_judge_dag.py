@@ -59,8 +59,10 @@ def test_a_wrong_rule_is_found(monkeypatch):
         (torch.cos, "torch.cos has no hand-derived rule"),
         (lambda x: F.dropout(x, 0.5), "fn draws random numbers"),
         (lambda x: x.clone().relu_(), "in place"),
+        (lambda x: x + torch.fft.fft(x).real, "torch.fft.fft has no hand-derived rule"),
+        (lambda x: x + (x * 1j).imag, "scale has a complex operand or result"),
     ],
-    ids=["no rule", "random", "in place"],
+    ids=["no rule", "random", "in place", "complex", "a complex number"],
 )
 def test_what_it_cannot_ask_it_says(fn, why):
     (outcome,) = mg.check(fn, torch.randn(4), only="dag").outcomes

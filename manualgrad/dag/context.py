@@ -49,12 +49,17 @@ class Context:
 
     def is_constant(self, output: Tensor) -> bool:
         """Has this result no derivative?"""
-        return not output.is_floating_point() or any(output is c for c in self._constant)
+        return not differentiable(output) or any(output is c for c in self._constant)
 
     def mark_dirty(self, *inputs: Tensor) -> None:
         raise RuntimeError(
             f"manualgrad.dag: {self._name} writes to its inputs; a rule computes out of place"
         )
+
+
+def differentiable(tensor: Tensor) -> bool:
+    """Can there be a derivative? Complex numbers have one, though no rule here knows it."""
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _version(tensor: Any) -> int:

@@ -1,5 +1,6 @@
 """A tape as a picture, with the norms of adjoints on its edges."""
 
+import errno
 import io
 import math
 import pathlib
@@ -37,6 +38,12 @@ def draw(nodes: Sequence[Node], path: Any, title: str) -> None:
             "print(tape) and tape.to_dot() do without"
         ) from error
     file = pathlib.Path(path)
+    if not file.parent.is_dir():
+        raise FileNotFoundError(
+            errno.ENOENT,
+            f"manualgrad.dag: tape.draw: there is no folder {str(file.parent)!r} to write to",
+            str(file),
+        )
     at, ways = places(nodes)
     xs = [x for _, x in at.values()] + [x for way in ways.values() for _, x in way]
     rows = 1 + max(row for row, _ in at.values())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from manualgrad.dag import table
+from manualgrad.dag import refusals, table
 
 
 class Recorder(Protocol):
@@ -64,6 +64,7 @@ def dispatch(func: Callable, args: tuple, kwargs: dict) -> Any:
     active = recorders()
     if not active:
         return func(*values_of(args), **values_of(kwargs))
+    refusals.refuse_compiled()
     recorder = active[-1]
     spelled = table.spelling(func)
     if spelled is not None and _of_the_graph(recorder, args, kwargs):
@@ -134,7 +135,11 @@ class Autograd:
         return tensor.requires_grad
 
     def apply(self, function: Any, inputs: tuple) -> Tensor:
-        return first(function.apply(*inputs))
+        value = first(function.apply(*inputs))
+        if torch.is_grad_enabled() and isinstance(value, Tensor) and value.requires_grad:
+            followed = [i for i in inputs if isinstance(i, Tensor) and i.requires_grad]
+            refusals.refuse_complex(function, inputs, [value, *followed])
+        return value
 
     def without_rule(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         result = func(*args, **kwargs)

@@ -1,6 +1,6 @@
 """What a recording refuses, in words: the call, what it met, and the way out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -57,6 +57,38 @@ def refuse_call(func: Callable, kwargs: dict, watched: bool) -> None:
         raise RuntimeError(f"manualgrad.dag: {table.name_of(func)} {why}")
 
 
+def refuse_compiled() -> None:
+    """RuntimeError inside of a compiled function.
+
+    Its compiler traces these very lines, too, and what comes out then is anything: wrong numbers
+    among it. torch.compiler.is_compiling() is of no use here: what is raised where that is true is
+    lost, or reported as an internal error of the compiler.
+    """
+    callback = torch._C._dynamo.eval_frame.get_eval_frame_callback()  # pyright: ignore
+    if callback not in (None, False):
+        raise RuntimeError(
+            "manualgrad.dag: a function or module of torch.compile was called in a recording, and "
+            "what is compiled cannot be recorded; call it uncompiled: the module that was given to "
+            "torch.compile, or compiled._orig_mod"
+        )
+
+
+def refuse_complex(function: Any, inputs: tuple, tensors: Iterable[Tensor]) -> None:
+    """NoRuleError for a Function of which one of these, operands of the graph and result, is."""
+    if any(t.is_complex() for t in tensors):
+        raise table.no_complex_rule(table.label(function, inputs))
+
+
+def refuse_hooks(tensor: Tensor, name: str) -> None:
+    """RuntimeError for a leaf with hooks: they may change gradients, and a tape calls none."""
+    if tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None):
+        raise RuntimeError(
+            f"manualgrad.dag: {name} of shape {tuple(tensor.shape)} has hooks for its gradient, "
+            f"and a tape calls no hooks; remove them (handle.remove()), "
+            f"and after tape.backward(y) do to tape.adjoint(x) what they do"
+        )
+
+
 def refuse_modes() -> None:
     """RuntimeError where the rules would compute something else, or on something else."""
     if compat.transforms_active() or compat.forward_mode():
@@ -106,4 +138,4 @@ def start(node: Node, adjoint: Any) -> Tensor:
                 f"manualgrad.dag: tape.backward: adjoint has {what} {theirs}, but {node} has "
                 f"{what} {ours}; an adjoint is like its value"
             )
-    return adjoint.detach()
+    return adjoint.detach().clone()  # the caller's may change

@@ -53,6 +53,14 @@ def no_rule(func: Any) -> NoRuleError:
     )
 
 
+def no_complex_rule(name: str) -> NoRuleError:
+    return NoRuleError(
+        f"manualgrad.dag: {name} has a complex operand or result, and complex numbers have no "
+        f"hand-derived rule: the rules are for real ones. Write it in real and imaginary parts, "
+        f"as real tensors of their own, or detach() what is a constant"
+    )
+
+
 def name_of(func: Any) -> str:
     """As a user writes it: torch.cumsum, torch.Tensor.cumsum."""
     try:

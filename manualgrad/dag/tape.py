@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from manualgrad.dag import picture, refusals, table, text
-from manualgrad.dag.context import Context
+from manualgrad.dag.context import Context, differentiable
 from manualgrad.dag.node import Node, Sent
 from manualgrad.dag.recording import Recording, Watched, first, tensors_in, values_of
 
@@ -37,7 +37,7 @@ class Tape:
         Tensors that require gradients (a model's parameters) need not be watched.
 
         Raises TypeError for what is not a floating tensor, ValueError for another tape's,
-        RuntimeError once the block has ended.
+        RuntimeError for one with hooks, and once the block has ended.
         """
         if not self.recording:
             raise RuntimeError(
@@ -49,6 +49,11 @@ class Tape:
         if type(tensor) is Watched:
             self._own(tensor, "watch")
             return tensor
+        if tensor.is_complex():
+            raise TypeError(
+                f"manualgrad.dag: watch takes real tensors, for which there are rules, got "
+                f"{tensor.dtype}; watch the real and the imaginary part as two tensors"
+            )
         if not tensor.is_floating_point() or tensor.layout is not torch.strided:
             raise TypeError(
                 f"manualgrad.dag: watch takes dense floating tensors, which have adjoints, got "
@@ -80,6 +85,8 @@ class Tape:
         value = first(output)
         if not any(needs) or context.is_constant(value):
             return value
+        followed = [p.value for p in parents if p is not None]
+        refusals.refuse_complex(function, inputs, [value, *followed])
         hidden = output[1:] if isinstance(output, tuple) else ()
         name = table.label(function, inputs)
         node = Node(len(self.nodes), name, value, function, parents, context, hidden)
@@ -101,7 +108,7 @@ class Tape:
             return func(*values, **keywords)
         with torch.no_grad():
             result = func(*values, **keywords)
-        if func not in table.CONSTANT and any(t.is_floating_point() for t in tensors_in(result)):
+        if func not in table.CONSTANT and any(map(differentiable, tensors_in(result))):
             raise table.no_rule(func)
         return result
 
@@ -120,6 +127,7 @@ class Tape:
     def _leaf(self, tensor: Tensor, name: str = "parameter") -> Node:
         if id(tensor) not in self._leaves:
             name = self._names.get(id(tensor)) or name
+            refusals.refuse_hooks(tensor, name)
             node = Node(len(self.nodes), name, tensor.detach())
             self.nodes.append(node)
             self._leaves[id(tensor)] = tensor, node
@@ -169,8 +177,6 @@ class Tape:
         self.order.append(v)
         adjoint = cast(Tensor, v.adjoint)
         if v.is_leaf:
-            if len(v.received) < 2:  # a sum is memory of its own, and so is what callers may change
-                v.adjoint = adjoint.clone(memory_format=torch.contiguous_format)
             return
         for parent in v.parents:
             if parent is not None and parent.index >= v.index:
@@ -202,16 +208,19 @@ class Tape:
         )
 
     def adjoint(self, tensor: Tensor) -> Tensor:
-        """v_bar = dC/dv: the sum over successors (eq. 13); zeros if y does not depend on it."""
+        """v_bar = dC/dv: the sum over successors (eq. 13); zeros if y does not depend on it.
+
+        A copy, the caller's to change: nodes that send on what they received share its memory.
+        """
         node = self._visited(tensor, "adjoint")
-        return torch.zeros_like(node.value) if node.adjoint is None else node.adjoint
+        return torch.zeros_like(node.value) if node.adjoint is None else _copied(node.adjoint)
 
     def contributions(self, tensor: Tensor) -> list[Tensor]:
         """What each successor sent, in the order of arrival; they add up to the adjoint.
 
-        A successor that takes the tensor twice (x * x) sends twice.
+        A successor that takes the tensor twice (x * x) sends twice. Copies, as adjoint's.
         """
-        return [sent.adjoint for sent in self._visited(tensor, "contributions").received]
+        return [_copied(sent.adjoint) for sent in self._visited(tensor, "contributions").received]
 
     def successors(self, tensor: Tensor) -> list[Node]:
         """Who sent: the nodes in the order of contributions."""
@@ -243,6 +252,11 @@ class Tape:
                 f"manualgrad.dag: tape.{call} is known after tape.backward(y); call that first"
             )
         return node
+
+
+def _copied(adjoint: Tensor) -> Tensor:
+    """In memory of its own, also where entries shared theirs (a sum's adjoint is expanded)."""
+    return adjoint.clone(memory_format=torch.contiguous_format)
 
 
 def record(model: nn.Module | None = None) -> "TapeRecording":

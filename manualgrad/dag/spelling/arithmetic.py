@@ -163,6 +163,6 @@ def to(input: Tensor, *args: Any, **kwargs: Any) -> Any:
         raise no_rule(Tensor.to)
     if not dtypes:
         return input
-    if not dtypes[0].is_floating_point:
+    if not (dtypes[0].is_floating_point or dtypes[0].is_complex):
         return input.detach().to(dtypes[0])
     return rules.cast(input, dtypes[0])
