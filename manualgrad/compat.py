@@ -117,3 +117,7 @@ def is_its_weights(layer: Any, forward: Callable[..., Any]) -> bool:
 
 global_module_hooks = getattr(torch.nn.modules.module, "_has_any_global_hook", lambda: False)
 """True after torch.nn.modules.module.register_module_forward_hook and the like."""
+
+_eval_frame = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
+frame_callback = getattr(_eval_frame, "get_eval_frame_callback", lambda: None)
+"""What torch.compile has set for the frames that run now: None or False outside of its functions."""

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from manualgrad import compat
@@ -64,8 +63,7 @@ def refuse_compiled() -> None:
     among it. torch.compiler.is_compiling() is of no use here: what is raised where that is true is
     lost, or reported as an internal error of the compiler.
     """
-    callback = torch._C._dynamo.eval_frame.get_eval_frame_callback()  # pyright: ignore
-    if callback not in (None, False):
+    if compat.frame_callback() not in (None, False):
         raise RuntimeError(
             "manualgrad.dag: a function or module of torch.compile was called in a recording, and "
             "what is compiled cannot be recorded; call it uncompiled: the module that was given to "
