@@ -120,4 +120,4 @@ global_module_hooks = getattr(torch.nn.modules.module, "_has_any_global_hook", l
 
 _eval_frame = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
 frame_callback = getattr(_eval_frame, "get_eval_frame_callback", lambda: None)
-"""What torch.compile has set for the frames that run now: None or False outside of its functions."""
+"""What torch.compile has set for the frames that run now: None or False outside of its own."""
