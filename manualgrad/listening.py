@@ -5,8 +5,6 @@ from typing import Any
 
 from torch import Tensor
 
-TRANSPOSES = ("TBackward0", "TransposeBackward0", "PermuteBackward0")  # of W.t(), W.mT, W.T
-
 active: list[Any] = []
 """The captures that are on. Of the whole process: a backward pass may run in threads of its own."""
 
@@ -37,12 +35,27 @@ def _origin(node: Any, number: int) -> tuple[Any, bool]:
     """
     transposed = False
     while not hasattr(node, "variable"):
-        name = node.name()
-        if name not in (*TRANSPOSES, "ToCopyBackward0"):
+        flips = _transposes(node)
+        if flips is None:
             return (node, number), transposed
-        transposed ^= name in TRANSPOSES
+        transposed ^= flips
         node, number = node.next_functions[0]
     return node.variable, transposed
+
+
+def _transposes(node: Any) -> bool | None:
+    """Whether a node transposes its matrix, as W.t(), W.mT, W.T do; None for one that computes.
+
+    Of two dimensions, those that swap are one odd and one even, also counted from the end.
+    """
+    name = node.name()
+    if name in ("TBackward0", "ToCopyBackward0"):
+        return name == "TBackward0"
+    if name == "PermuteBackward0" and hasattr(node, "_saved_dims"):
+        return node._saved_dims[0] % 2 == 1
+    if name == "TransposeBackward0" and hasattr(node, "_saved_dim0"):
+        return (node._saved_dim0 + node._saved_dim1) % 2 == 1
+    return None
 
 
 def leaves(*origins: Any) -> set[int]:

@@ -101,6 +101,35 @@ def test_a_weight_and_its_transpose(apart):
     assert [use.transposed for use in cap.layers] == [False, True]
 
 
+TRANSPOSED = {
+    "t": (lambda W: W.t(), True),
+    "T": (lambda W: W.T, True),
+    "mT": (lambda W: W.mT, True),
+    "transpose": (lambda W: W.transpose(-1, 0), True),
+    "permute": (lambda W: W.permute(-1, -2), True),
+    "transpose of nothing": (lambda W: W.transpose(1, -1), False),
+    "permute of nothing": (lambda W: W.permute(0, 1), False),
+    "permute of nothing, from the end": (lambda W: W.permute(-2, 1), False),
+    "twice": (lambda W: W.t().mT, False),
+}
+
+
+@pytest.mark.parametrize("how", TRANSPOSED)
+def test_which_transposes_transpose(how):
+    torch.manual_seed(0)
+    W, x = nn.Parameter(torch.randn(5, 5, **F64)), torch.randn(7, 5, **F64)
+    change, transposed = TRANSPOSED[how]
+    with mg.capture() as cap:
+        (mg.linear_act(x, W, None, "tanh") + mg.linear_act(x, change(W))).mean().backward()
+
+    def one(W, x):
+        return (mg.linear_act(x, W, None, "tanh") + mg.linear_act(x, change(W))).mean()
+
+    g = vmap(grad(one), (None, 0))(W.detach(), x[:, None]).flatten(1)
+    assert close(cap.per_example_norms(), g.norm(dim=1))
+    assert sorted(use.transposed for use in cap.layers) == [False, transposed]
+
+
 def test_layers_are_in_forward_order_with_their_names():
     torch.manual_seed(0)
     net = mg.nn.MLP([8, 6, 6, 6, 4], "relu", residual="pre", branch_scale=0.5, shared=True)

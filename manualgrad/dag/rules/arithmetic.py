@@ -12,16 +12,31 @@ from torch import Tensor
 from manualgrad.dag.rules.base import Rule, shape_of, summed
 
 
-class Add(Rule):
+class OfTerms(Rule):
+    """Of two terms nothing is kept but their shapes."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.shapes = [shape_of(t) for t in inputs]
+
+
+class OfFactors(Rule):
+    """Of two factors each is kept for the other's adjoint."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, y = inputs
+        ctx.shapes = x.shape, y.shape
+        needs_x, needs_y = ctx.needs_input_grad
+        ctx.save_for_backward(x if needs_y else None, y if needs_x else None)
+
+
+class Add(OfTerms):
     """v = x + y: both receive the adjoint of v, whole."""
 
     @staticmethod
     def forward(x: Tensor, y: Any) -> Tensor:
         return torch.add(x, y)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.shapes = [shape_of(t) for t in inputs]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor):
@@ -30,16 +45,12 @@ class Add(Rule):
         return summed(grad, x) if needs_x else None, summed(grad, y) if needs_y else None
 
 
-class Sub(Rule):
+class Sub(OfTerms):
     """v = x - y: x receives the adjoint of v, y its negative."""
 
     @staticmethod
     def forward(x: Any, y: Any) -> Tensor:
         return torch.sub(x, y) if isinstance(x, Tensor) else torch.rsub(y, x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.shapes = [shape_of(t) for t in inputs]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor):
@@ -48,19 +59,12 @@ class Sub(Rule):
         return summed(grad, x) if needs_x else None, -summed(grad, y) if needs_y else None
 
 
-class Mul(Rule):
+class Mul(OfFactors):
     """v = x y, entry by entry: each receives the adjoint times the other."""
 
     @staticmethod
     def forward(x: Tensor, y: Tensor) -> Tensor:
         return x * y
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        x, y = inputs
-        ctx.shapes = x.shape, y.shape
-        needs_x, needs_y = ctx.needs_input_grad
-        ctx.save_for_backward(x if needs_y else None, y if needs_x else None)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor):
@@ -164,7 +168,7 @@ class Log(Rule):
         return grad / x
 
 
-class Matmul(Rule):
+class Matmul(OfFactors):
     """V = X Y: X receives grad Y^T (as BP2), Y receives X^T grad (as BP4).
 
     X (..., M, K), Y (..., K, N); the leading dimensions broadcast.
@@ -173,13 +177,6 @@ class Matmul(Rule):
     @staticmethod
     def forward(x: Tensor, y: Tensor) -> Tensor:
         return x @ y
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        x, y = inputs
-        ctx.shapes = x.shape, y.shape
-        needs_x, needs_y = ctx.needs_input_grad
-        ctx.save_for_backward(x if needs_y else None, y if needs_x else None)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor):
