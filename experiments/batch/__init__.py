@@ -1,0 +1,5 @@
+"""What does the batch size change: noise, steps, budgets, flatness, time?"""
+
+from experiments.batch import averaging
+
+PARTS = (averaging,)

@@ -1,0 +1,3 @@
+"""What does a backward pass cost: time, memory, against differences, per use?"""
+
+PARTS = ()

@@ -1,0 +1,96 @@
+"""The names of manualgrad that experiments call, in PyTorch's operations, under its autograd.
+
+An experiment computes with one of two modules of equal names, manualgrad or this one: a table made
+with both is the proof that one can stand for the other.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import manualgrad as mg
+
+cross_entropy = F.cross_entropy
+mse_loss = F.mse_loss
+
+ACTIVATIONS = {
+    "identity": lambda z: z,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+_captures: list["capture"] = []
+
+
+def linear_act(input: Tensor, weight: Tensor, bias: Any = None, activation: str = "identity"):
+    """As manualgrad.linear_act."""
+    return ACTIVATIONS[activation](_affine(input, weight, bias))
+
+
+def mlp(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    activations: Sequence[str],
+    *,
+    skips: Iterable[mg.Skip] = (),
+) -> Tensor:
+    """As manualgrad.mlp."""
+    ends = {skip.end: skip for skip in skips}
+    zs, outputs = [input], [input]
+    for l, (weight, bias, name) in enumerate(zip(weights, biases, activations, strict=True), 1):
+        z, sigma, skip = _affine(outputs[-1], weight, bias), ACTIVATIONS[name], ends.get(l)
+        if skip is not None and skip.kind != "out":
+            z = (zs if skip.kind == "pre" else outputs)[skip.start] + skip.scale * z
+        a = sigma(z)
+        if skip is not None and skip.kind == "out":
+            a = outputs[skip.start] + skip.scale * a
+        zs.append(z)
+        outputs.append(a)
+    return outputs[-1]
+
+
+def _affine(a: Tensor, weight: Tensor, bias: Any) -> Tensor:
+    z = F.linear(a, weight, bias)
+    for one in _captures:
+        one.hear(a, z)
+    return z
+
+
+class capture:
+    """As manualgrad.capture of a loss that is a mean, each example's gradient held in memory."""
+
+    def __init__(self, model: Any = None) -> None:
+        self._model, self._uses = model, []
+
+    def __enter__(self) -> "capture":
+        _captures.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _captures.remove(self)
+
+    def hear(self, a: Tensor, z: Tensor) -> None:
+        z.retain_grad()
+        self._uses.append((a.detach(), z))
+
+    def delta_norms(self) -> list[float]:
+        return [z.grad.norm().item() for _, z in self._uses]
+
+    def _gradients(self) -> Tensor:
+        """Each example's own gradient, (examples, parameters), where each layer is used once."""
+        parts = []
+        for a, z in self._uses:
+            delta = z.grad * len(z)
+            parts += [torch.einsum("mi,mj->mij", delta, a).flatten(1), delta]
+        return torch.cat(parts, 1)
+
+    def grad_gram(self) -> Tensor:
+        gradients = self._gradients()
+        return gradients @ gradients.T
+
+    def per_example_norms(self) -> Tensor:
+        return self._gradients().norm(dim=1)

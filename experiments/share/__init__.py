@@ -1,0 +1,3 @@
+"""What does sharing weights change: gradients, parameters, accuracy?"""
+
+PARTS = ()

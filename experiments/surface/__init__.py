@@ -1,0 +1,3 @@
+"""What does the loss look like around a solution, small batch and large, plain and residual?"""
+
+PARTS = ()
