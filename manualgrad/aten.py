@@ -81,6 +81,7 @@ ONE_PASS: dict[str, tuple[Callable, Callable]] = {
 }
 
 
+@functools.lru_cache(maxsize=256)
 def kernels_of(act: Activation) -> tuple[Callable, Callable]:
     """(sigma(z), adjoint * sigma'(s)) with act's parameters: ATen's, or the formulas."""
     kernels = ONE_PASS.get(act.name)
@@ -97,15 +98,16 @@ def linear_act_forward(x, weight, bias, act, skip=None, with_z=False):
 
     skip (M, N) or None. Returns (a, s), or (a, z) if with_z.
     """
-    z = F.linear(x, weight, bias)
-    if type(z) is not torch.Tensor and not (act.is_identity and skip is None):
+    z, identity = F.linear(x, weight, bias), act.is_identity
+    if type(z) is not torch.Tensor and not (identity and skip is None):
         z = _added_up(z)
     if skip is not None:
         z = _plus(z, skip)
-    if act.is_identity:
+    if identity:
         return z, z
-    a = kernels_of(act)[0](z.clone() if with_z and act.keeps == "a" else z)
-    return a, (z if with_z or act.keeps == "z" else a)
+    hides_z = act.hides_z
+    a = kernels_of(act)[0](z.clone() if with_z and not hides_z else z)
+    return a, (z if with_z or hides_z else a)
 
 
 def _added_up(z):
@@ -161,4 +163,4 @@ def bp4_weight_gradient(delta, x, into=None):
 
 def output(s, act):
     """a^l from s^l, as kept."""
-    return s if act.keeps == "a" or act.is_identity else kernels_of(act)[0](s)
+    return kernels_of(act)[0](s) if act.hides_z else s

@@ -1,7 +1,7 @@
 """The private names of torch that we lean on, each with a safe default: the slower path."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -113,6 +113,36 @@ def is_its_weights(layer: Any, forward: Callable[..., Any]) -> bool:
         )
     except AttributeError:
         return False
+
+
+def plain_layers(
+    layers: Iterable[Any], kind: type[torch.nn.Linear], attribute: str
+) -> tuple[list[Any], list[Any]] | None:
+    """([weight, bias, ...], each layer's attribute) of layers that are no more than their weights.
+
+    What is_its_weights and weight_and_bias say of each, for layers of exactly this kind, in one
+    pass over what they hold: an nn.Module is slow to ask for an attribute. None where one of them
+    is of another class or carries something; then those two look closer.
+    """
+    params, attributes = [], []
+    try:
+        for layer in layers:
+            held = layer.__dict__
+            if (
+                type(layer) is not kind
+                or held["_forward_pre_hooks"]
+                or held["_forward_hooks"]
+                or held["_backward_pre_hooks"]
+                or held["_backward_hooks"]
+                or "forward" in held
+            ):
+                return None
+            own = held["_parameters"]
+            params += own["weight"], own["bias"]
+            attributes.append(held[attribute])
+    except KeyError:
+        return None
+    return params, attributes
 
 
 global_module_hooks = getattr(torch.nn.modules.module, "_has_any_global_hook", lambda: False)

@@ -31,21 +31,21 @@ def fit(input: Any, params: Sequence[Any]) -> bool:
         width, dtype, device = input.shape[-1], input.dtype, input.device
         if not input.is_floating_point() or input.layout is not torch.strided:
             return False
-        for l in range(0, len(params), 2):
-            weight, bias = params[l], params[l + 1]
+        strided = torch.strided
+        for weight, bias in zip(params[::2], params[1::2], strict=True):
             rows, columns = weight.shape
             if (
                 columns != width
                 or weight.dtype is not dtype
                 or weight.device != device
-                or weight.layout is not torch.strided
+                or weight.layout is not strided
             ):
                 return False
             if bias is not None and (
                 bias.shape != (rows,)
                 or bias.dtype is not dtype
                 or bias.device != device
-                or bias.layout is not torch.strided
+                or bias.layout is not strided
             ):
                 return False
             width = rows

@@ -23,18 +23,20 @@ def forward_pass(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> tuple[Tenso
     Returns (a^L, s^1, ..., s^{L-1}), then s^L if the chain hides it, then a^l for each l < L at
     which a skip is added to sigma(z^l): there s^l does not give a^l.
     """
-    ops, a, s_hidden, a_hidden = backend_for(x), x, [], []
+    linear_act, acts, slots = backend_for(x).linear_act_forward, chain.acts, chain.slots
+    a, s_hidden, a_hidden, skips = x, [], [], bool(chain.branches)
     carried = {("a", 0): x}
     for l in range(1, chain.depth + 1):
-        act, weight, bias = chain.acts[l], chain.weight(l, tensors), chain.bias(l, tensors)
-        if not chain.branches:
-            a, s = ops.linear_act_forward(a, weight, bias, act)
+        act, (weight_at, bias_at) = acts[l], slots[l]
+        if not skips:
+            a, s = linear_act(a, tensors[weight_at], tensors[bias_at], act)
             s_hidden.append(s)
             continue
+        weight, bias = chain.weight(l, tensors), chain.bias(l, tensors)
         branch, with_z = chain.branches.get(l), l in chain.carries_z
         brought = None if branch is None else _brought(chain, l, branch, carried)
         skip = None if l in chain.outs else brought
-        a, s = ops.linear_act_forward(a, weight, bias, act, skip, with_z)
+        a, s = linear_act(a, weight, bias, act, skip, with_z)
         if with_z:
             carried["z", l], s = s, (s if act.keeps == "z" else a)
         s_hidden.append(s)
@@ -84,12 +86,15 @@ def kept_for_backward(chain: Chain, x: Tensor, tensors, output, needs) -> list[T
     outs, learns = chain.outs, chain.learns_scale
     a_kept = dict(zip(sorted(outs), output[hidden:], strict=False))
     for l, act in enumerate(chain.acts):
+        used = l >= lowest and not act.is_identity  # by BP1 or BP2, for sigma'
+        if used and l not in outs:
+            continue
         a_wanted = l < depth and (needs[chain.slots[l + 1][0]] or learns(l + 1, needs))
         if l in outs:
             if l in a_kept and not a_wanted:
                 a_kept[l] = None
             a_wanted = learns(l, needs)  # a^l does not come from s^l, but the scale's gradient does
-        if not (a_wanted or (l >= lowest and not act.is_identity)):
+        if not (a_wanted or used):
             s[l] = None
     for l, branch in chain.branches.items():
         if branch.at is not None and l >= lowest:
@@ -219,11 +224,12 @@ def backward_pass(
     needs_x, *needs = needs
     lowest, top = chain.lowest(needs_x, needs), len(s) - 1
     walk = Walk(ops, chain, tensors, a_kept, needs, sent)
-    grads, acts, skips, scales = walk.grads, chain.acts, bool(chain.branches), False
+    grads, acts, slots, outs = walk.grads, chain.acts, chain.slots, chain.outs
+    skips, scales, at_a, at_z = bool(chain.branches), False, sent.a, sent.z
     bp2, bp3, bp4 = ops.bp2_propagate_error, ops.bp3_bias_gradient, ops.bp4_weight_gradient
     delta, rows = walk.error(top, sent.a.pop(top, None), s.pop())
     for l in range(top, 0, -1):
-        weight_at, bias_at = chain.slots[l]
+        weight_at, bias_at = slots[l]
         with_a = needs[weight_at]
         if skips:
             scales = walk.skip_ends_at(l, delta)
@@ -231,17 +237,18 @@ def backward_pass(
         s_below, a, below, below_rows = s.pop(), None, None, None
         if needs[bias_at] and not scales:
             grads[bias_at] = _sum(grads[bias_at], bp3(rows, delta.dtype))
-        if l > lowest and l - 1 in chain.outs:
+        if l > lowest and l - 1 in outs:
             below, below_rows, a = walk.propagate_into_branch(l, delta, s_below)
         elif l > lowest:
-            skip, skip_z = sent.a.pop(l - 1, None), sent.z.pop(l - 1, None)
-            weight = chain.weight(l, tensors)
+            skip = at_a.pop(l - 1, None) if at_a else None
+            skip_z = at_z.pop(l - 1, None) if at_z else None
+            weight = chain.weight(l, tensors) if skips else tensors[weight_at]
             below, below_rows, a = bp2(delta, weight, s_below, acts[l - 1], skip, with_a, skip_z)
         elif with_a:
             a = a_kept[l - 1] if l - 1 in a_kept else ops.output(s_below, acts[l - 1])
         if note is not None:
             of_layer = delta * chain.scale(l, tensors) if scales else delta
-            note(*chain.slots[l], of_layer, a if with_a else None)
+            note(weight_at, bias_at, of_layer, a if with_a else None)
         if scales:
             walk.scaled_gradients(l, delta, rows, a if with_a else None)
         elif with_a:

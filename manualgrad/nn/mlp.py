@@ -165,18 +165,20 @@ class MLP(nn.Module):
 
     def as_chain(self) -> tuple[tuple[Activation, ...], list[Any], bool] | None:
         """(activations, parameters, recompute) of layers that are no more than their weights."""
-        params, acts = [], [IDENTITY]
-        forward, residual = Linear.forward, self._residual is not None
         if compat.global_module_hooks():
             return None
-        for layer in cast(Iterable[Linear], self.layers):
-            if not compat.is_its_weights(layer, forward):
+        layers = cast(Iterable[Linear], self._modules["layers"])
+        plain = compat.plain_layers(layers, Linear, "_activation")
+        if plain is None:
+            if not all(compat.is_its_weights(layer, Linear.forward) for layer in layers):
                 return None
-            params += compat.weight_and_bias(layer)
-            acts.append(layer._activation)
-            if residual and not layer._activation.is_identity:
-                return None  # the layer is more than a branch's linear part
-        return tuple(acts), params, self.recompute
+            params = [p for layer in layers for p in compat.weight_and_bias(layer)]
+            acts = [layer._activation for layer in layers]
+        else:
+            params, acts = plain
+        if self._residual is not None and not all(act.is_identity for act in acts):
+            return None  # a layer is more than a branch's linear part
+        return (IDENTITY, *acts), params, self.recompute
 
     def _residual_chain(self) -> Chain:
         """Made anew only where something of it was changed, or its scale is learned: it is long."""
