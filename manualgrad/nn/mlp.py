@@ -167,7 +167,7 @@ class MLP(nn.Module):
         """(activations, parameters, recompute) of layers that are no more than their weights."""
         if compat.global_module_hooks():
             return None
-        layers = cast(Iterable[Linear], self._modules["layers"])
+        layers = cast(Iterable[Linear], self._modules.get("layers") or self.layers)
         plain = compat.plain_layers(layers, Linear, "_activation")
         if plain is None:
             if not all(compat.is_its_weights(layer, Linear.forward) for layer in layers):
