@@ -71,8 +71,8 @@ def test_a_slow_question_is_asked_of_everything(question):
     assert len(ASKED[question]) >= len(ACTIVATIONS)
     asked = [case for case in TABLE if str(case) in ASKED[question]]
     assert {c.activation.split("-")[0] for c in asked} >= set(ACTIVATIONS)
-    modules = {c.operation for c in TABLE if hears(c, question)}
-    assert {c.operation for c in asked} == modules
+    operations = {c.operation for c in TABLE if hears(c, question)}
+    assert {c.operation for c in asked} == operations
 
 
 def test_the_table_has_no_row_twice_and_everything_in_it():
