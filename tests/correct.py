@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 import manualgrad as mg
 
 X32, W32, B32 = X.float(), W.float(), B.float()
-SEQUENCE = normal(2, 3, 4).float()
+SEQUENCE = normal(2, 4, 8).float()
 SPARSE = torch.eye(len(X32)).to_sparse()
 CLASSES = torch.tensor([0, 1, 2, 1, 0])
 
@@ -120,18 +120,18 @@ def of_torch():
     yield "GELU", nn.GELU(), (X32,), F.gelu
     yield "Softmax", nn.Softmax(-1), (X32,), None
     yield "Conv2d", nn.Conv2d(2, 3, 3), (normal(2, 2, 5, 5).float(),), None
-    yield "LayerNorm", nn.LayerNorm(4), (SEQUENCE,), None
+    yield "LayerNorm", nn.LayerNorm(8), (SEQUENCE,), None
     yield "BatchNorm1d", nn.BatchNorm1d(3), (X32,), None
     yield "BatchNorm1d, eval", nn.BatchNorm1d(3).eval(), (X32,), None
     yield "Dropout", nn.Dropout(0.5), (X32,), None
     yield "MaxPool1d", nn.MaxPool1d(2), (SEQUENCE,), None
     yield "Embedding", nn.Embedding(10, 3), (torch.tensor([[1, 2], [2, 9]]),), None
     yield "Bilinear", nn.Bilinear(3, 3, 2), (X32, X32 + 1), None
-    yield "attention", nn.MultiheadAttention(4, 2, batch_first=True), (SEQUENCE,) * 3, None
-    layer = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True)
+    yield "attention", nn.MultiheadAttention(8, 2, batch_first=True), (SEQUENCE,) * 3, None
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     yield "TransformerEncoderLayer, with dropout", layer, (SEQUENCE,), None
-    yield "LSTM", nn.LSTM(4, 2), (SEQUENCE,), None
-    yield "GRU", nn.GRU(4, 2), (SEQUENCE,), None
+    yield "LSTM", nn.LSTM(8, 5), (SEQUENCE,), None
+    yield "GRU", nn.GRU(8, 5), (SEQUENCE,), None
     yield "LazyLinear", nn.LazyLinear(4), (X32,), None
     yield "orthogonal", parametrizations.orthogonal(nn.Linear(3, 3)), (X32,), None
     yield "cross-entropy", nn.CrossEntropyLoss(), (X32, CLASSES), None
