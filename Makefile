@@ -5,6 +5,10 @@ CONSTRAINTS ?= constraints.txt
 READY := $(VENV)/.manualgrad-ready
 RUN := $(VENV)/bin/python
 
+# every combination of what make test takes a selection of
+EXHAUSTIVE := $(filter --exhaustive,$(ARGS))
+OTHERS := $(filter-out --exhaustive,$(ARGS))
+
 .PHONY: demo test check bench gpu lint clean
 
 demo: $(READY)
@@ -12,8 +16,8 @@ demo: $(READY)
 
 test: $(READY)
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
-	@$(RUN) -m pytest $(or $(ARGS),-n auto)
-	@test -n "$(ARGS)" || $(RUN) tools/kernel_tests.py
+	@$(RUN) -m pytest $(or $(OTHERS),-n auto --dist worksteal) $(EXHAUSTIVE)
+	@test -n "$(OTHERS)" || $(RUN) tools/kernel_tests.py $(EXHAUSTIVE)
 
 check: $(READY)
 	@$(RUN) -m manualgrad check $(ARGS)

@@ -1,4 +1,7 @@
-"""One thread, one seed per test, and empty memory that is never zero by luck."""
+"""One thread, one seed per test, and empty memory that is never zero by luck.
+
+--exhaustive: every combination, where tests/selection.py takes some of them.
+"""
 
 import pytest
 import torch
@@ -6,6 +9,28 @@ import torch
 from manualgrad.activations import ACTIVATIONS
 
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--exhaustive", action="store_true", help="every combination that there is")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "exhaustive: a combination for --exhaustive alone")
+    config.addinivalue_line("markers", "long: begun first, so that no core waits for it at the end")
+
+
+def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    if not config.getoption("exhaustive"):
+        left = [item for item in items if item.get_closest_marker("exhaustive")]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
+
+
+@pytest.fixture(scope="session")
+def exhaustive(request):
+    return request.config.getoption("exhaustive")
 
 
 @pytest.fixture(autouse=True)

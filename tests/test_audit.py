@@ -1,22 +1,78 @@
-"""The one table of cases, walked: what `manualgrad check` asks on a user's machine is asked here."""
+"""The one table of cases, walked: what `manualgrad check` asks on a user's machine is asked here.
+
+Every row, before all its judges. Their slow questions are put to some of the rows, so that each is
+asked of every activation, operation, dtype, layout, option, skip and sharing; --exhaustive puts all.
+"""
+
+from dataclasses import replace
 
 import pytest
 import torch
+from selection import cover
 
 from manualgrad import aten
 from manualgrad.activations import ACTIVATIONS
 from manualgrad.backends import OPERATIONS
 from manualgrad.verify.audit import judge, rows
+from manualgrad.verify.checking import CHECKS
 from manualgrad.verify.report import JUDGES
 from manualgrad.verify.table import table
 
 TABLE = table()
+SLOW = [
+    "gradcheck",
+    "undefined gradients",
+    "batched gradients",
+    "gradgradcheck",
+    "forward mode",
+    "forward over reverse",
+    "second derivatives against differences",
+    "torch.compile",
+    "vmap and torch.func",
+    "inputs of every layout",
+    "output gradients of every layout",
+    "batches of every shape",
+    "values far out",
+    "gradients far out",
+]
+JUDGE = {check.name: check.judge for check in CHECKS}
+
+
+def hears(case, question):
+    return JUDGE[question] in case.judges and question not in case.without
+
+
+def matters(case):
+    """What a slow question's answer may depend on. An activation's first place is enough."""
+    yield from (case.activation.split("-")[0], case.layout, case.frozen, case.skip, case.dtype)
+    yield from ((case.operation, part) for part in (case.dtype, case.layout, case.sharing))
+    yield from ((case.operation, option) for option in (case.options, *case.options))
+    yield case.skip, case.sharing, case.options
+
+
+def slow_rows(question):
+    """The rows that it is put to: others for each question, so that every row hears some."""
+    rows = [case for case in TABLE if hears(case, question)]
+    return cover(rows, matters, first=SLOW.index(question) * 3 % len(rows))
+
+
+ASKED = {question: set(map(str, slow_rows(question))) for question in SLOW}
 
 
 @pytest.mark.parametrize("case", TABLE, ids=str)
-def test_no_finding(case):
-    report = judge(case, JUDGES)
+def test_no_finding(case, exhaustive):
+    left = [q for q in SLOW if str(case) not in ASKED[q] and not exhaustive]
+    report = judge(replace(case, without=(*case.without, *left)), JUDGES)
     assert report.passed, report
+
+
+@pytest.mark.parametrize("question", SLOW)
+def test_a_slow_question_is_asked_of_everything(question):
+    assert len(ASKED[question]) >= len(ACTIVATIONS)
+    asked = [case for case in TABLE if str(case) in ASKED[question]]
+    assert {c.activation.split("-")[0] for c in asked} >= set(ACTIVATIONS)
+    operations = {c.operation for c in TABLE if hears(c, question)}
+    assert {c.operation for c in asked} == operations
 
 
 def test_the_table_has_no_row_twice_and_everything_in_it():

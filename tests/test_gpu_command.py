@@ -28,6 +28,7 @@ def test_without_a_gpu_it_says_so_and_exits_2():
     assert "torch sees no GPU here" in out.stdout
 
 
+@pytest.mark.long
 def test_the_dry_run_installs_tests_measures_and_sums_up():
     out = gpu("--dry-run")
     assert out.returncode == 0, out.stdout + out.stderr

@@ -50,10 +50,12 @@ MIXED = [("relu", "gelu", "identity"), ("silu", "identity", "sigmoid"), ("identi
 
 @pytest.mark.parametrize("acts", MIXED, ids="-".join)
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recompute"])
-def test_every_subset_of_frozen_tensors_in_a_chain(acts, recompute):
+def test_every_subset_of_frozen_tensors_in_a_chain(acts, recompute, exhaustive):
+    """Every subset in each chain: half of them where it keeps, half where it recomputes."""
     tensors = chain_tensors(acts)
-    for frozen in itertools.product([False, True], repeat=6):
-        if all(frozen):
+    subsets = list(itertools.product([False, True], repeat=6))[:-1]  # not all frozen
+    for frozen in subsets:
+        if not exhaustive and (sum(frozen) + MIXED.index(acts)) % 2 == recompute:
             continue
         inputs = [t.detach().requires_grad_(not f) for t, f in zip(tensors, frozen, strict=True)]
         assert gradcheck(

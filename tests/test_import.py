@@ -1,5 +1,6 @@
 """What importing the library costs, counted in modules."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 """
 
 
+@functools.cache
 def new_modules():
     out = subprocess.run([sys.executable, "-c", NEW_MODULES], capture_output=True, text=True)
     assert out.returncode == 0, out.stderr

@@ -6,14 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import f64
+from selection import pairwise
 from torch.autograd import gradcheck, gradgradcheck
 
 import manualgrad as mg
 
 SHAPES = [(5,), (4, 5), (3, 5, 2), (2, 5, 3, 2)]
-reductions = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+REDUCTIONS = ["mean", "sum", "none"]
+reductions = pytest.mark.parametrize("reduction", REDUCTIONS)
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
-weighted = pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 
 
 def targets(shape):
@@ -38,11 +39,10 @@ def assert_same(ours, theirs, *tensors):
         torch.testing.assert_close(m, n, rtol=1e-12, atol=1e-13)
 
 
-@reductions
-@shapes
-@weighted
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
-@pytest.mark.parametrize("ignore_index", [-100, 2])
+@pairwise(
+    "reduction, shape, weighted, label_smoothing, ignore_index",
+    *(REDUCTIONS, SHAPES, [False, True], [0.0, 0.2], [-100, 2]),
+)
 def test_cross_entropy_of_indices(reduction, shape, weighted, label_smoothing, ignore_index):
     z, target = f64(*shape), targets(shape)
     target.view(-1)[0] = 1  # not every example is ignored
@@ -59,9 +59,7 @@ def test_cross_entropy_of_indices(reduction, shape, weighted, label_smoothing, i
     assert gradgradcheck(ours, z)
 
 
-@reductions
-@shapes
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+@pairwise("reduction, shape, label_smoothing", REDUCTIONS, SHAPES, [0.0, 0.2])
 def test_cross_entropy_of_probabilities(reduction, shape, label_smoothing):
     options = {"label_smoothing": label_smoothing, "reduction": reduction}
     z, y, w = f64(*shape), f64(*shape).detach().softmax(0).requires_grad_(), f64(5)
@@ -79,10 +77,7 @@ def test_cross_entropy_of_probabilities(reduction, shape, label_smoothing):
     assert gradgradcheck(lambda *t: mg.cross_entropy(*t, **options), (z, y, w))
 
 
-@reductions
-@shapes
-@weighted
-@pytest.mark.parametrize("positive", [False, True], ids=["", "pos_weight"])
+@pairwise("reduction, shape, weighted, positive", REDUCTIONS, SHAPES, [False, True], [False, True])
 def test_binary_cross_entropy(reduction, shape, weighted, positive):
     z, y = f64(*shape), f64(*shape).detach().sigmoid().requires_grad_()
     options = {

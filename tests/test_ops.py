@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from selection import pairwise
 from torch.library import opcheck
 
 import manualgrad as mg
@@ -22,14 +23,11 @@ def transposed(*shape, grad=False):
     return torch.randn(*shape[::-1], dtype=torch.float64).mT.requires_grad_(grad)
 
 
-layouts = pytest.mark.parametrize("made", [contiguous, transposed])
-batches = pytest.mark.parametrize("M", [5, 1, 0])
+LAYOUTS, BATCHES = (contiguous, transposed), (5, 1, 0)
+ACTS = ("relu", "leaky_relu(negative_slope=0.2)", "gelu")
 
 
-@layouts
-@batches
-@pytest.mark.parametrize("act", ["relu", "leaky_relu(negative_slope=0.2)", "gelu"])
-@pytest.mark.parametrize("biased", [True, False])
+@pairwise("made, M, act, biased", LAYOUTS, BATCHES, ACTS, (True, False))
 def test_opcheck_of_the_forward_pass(made, M, act, biased):
     name = "linear_act_forward_z" if activation_of(act, "test").hides_z else "linear_act_forward"
     bias = contiguous(3, grad=True) if biased else None
@@ -38,9 +36,7 @@ def test_opcheck_of_the_forward_pass(made, M, act, biased):
     )
 
 
-@layouts
-@batches
-@pytest.mark.parametrize("act", ["relu", "gelu"])
+@pairwise("made, M, act", LAYOUTS, BATCHES, ("relu", "gelu"))
 def test_opcheck_of_the_backward_pass(made, M, act):
     opcheck(OPERATORS.bp1_output_error.default, (made(M, 4), made(M, 4), act))
     for skip in (None, made(M, 2)):

@@ -129,10 +129,10 @@ def test_the_folder_is_found_without_a_home(monkeypatch):
 def test_writers_do_not_lose_each_others_entries(cache):
     code = (
         "import sys; from manualgrad import tuned; m = dict(device='d', torch='t', triton='v')\n"
-        "for i in range(20): tuned.write(m, {sys.argv[1] + str(i): {'backend': 'aten'}})"
+        "for i in range(30): tuned.write(m, {sys.argv[1] + str(i): {'backend': 'aten'}})"
     )
-    writers = [subprocess.Popen([sys.executable, "-c", code, name]) for name in "abc"]
-    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    writers = [subprocess.Popen([sys.executable, "-c", code, name]) for name in "ab"]
+    assert [writer.wait() for writer in writers] == [0, 0]
     assert len(tuned.read({"device": "d", "torch": "t", "triton": "v"})) == 60
 
 

@@ -79,8 +79,8 @@ def run_tests(target: pathlib.Path, dry: bool, seconds: float) -> bool:
     shards = 1 if dry else SHARDS
     command = [sys.executable, "-P", "-m", "pytest", "tests/kernels", "-q", "-W", "default"]
     command += ["-p", "no:cacheprovider", "--rootdir", str(target), "-x" if dry else "--tb=short"]
-    if dry:
-        command += ["-k", "test_memory or test_rows_are_few or hybrid"]
+    few = ["-k", "test_memory or test_rows_are_few or hybrid"]
+    command += few if dry else ["--exhaustive"]
     logs, processes = [], []
     for shard in range(shards):
         log = (target / f"tests-{shard}.log").open("w+")

@@ -1,7 +1,8 @@
 """The kernel tests with the triton at hand and with the oldest one that is supported.
 
 A process of their own, for triton runs in one mode per process: here in its interpreter where there
-is no GPU. The older triton is installed beside the environment's own, into a folder of it.
+is no GPU. The older triton is installed beside the environment's own, into a folder of it,
+while the first tests run. --exhaustive is passed on.
 """
 
 import importlib.metadata
@@ -13,25 +14,23 @@ import sys
 
 OLDER = ("triton==3.6.0", "numpy==2.3.5")  # triton 3.6 interprets with numpy < 2.4 only
 FOLDER = pathlib.Path(sys.prefix) / "triton-3.6"
+READY = FOLDER / ".ready"
 COMMANDS = {
-    "kernels": ["tests/kernels", "-n", "auto"],
+    "kernels": ["tests/kernels", "-n", "auto", "--dist", "worksteal"],
     "compiled": ["tests/compiled"],
 }
 
 
-def installed() -> bool:
-    """The older triton, in FOLDER; installed once."""
-    done = FOLDER / ".ready"
-    if not done.exists():
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-        if subprocess.run([*pip, "--no-deps", "--target", str(FOLDER), *OLDER]).returncode:
-            return False
-        done.touch()
-    return True
+def installing() -> subprocess.Popen | None:
+    """pip at work on the older triton, in FOLDER; None where it is installed already."""
+    if READY.exists():
+        return None
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    return subprocess.Popen([*pip, "--no-deps", "--target", str(FOLDER), *OLDER])
 
 
 def started(name: str, label: str, **extra: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "pytest", *COMMANDS[name]]
+    command = [sys.executable, "-m", "pytest", *COMMANDS[name], *sys.argv[1:]]
     print(f"{name}, triton {label}", flush=True)
     return subprocess.Popen(command, env=os.environ | extra)
 
@@ -41,10 +40,13 @@ def main() -> int:
         print("kernels: triton is not installed (it exists for Linux only), so nothing to test")
         return 0
     version = importlib.metadata.version("triton")
+    pip = installing()
     passed = started("kernels", version).wait() == 0
-    if not installed():
-        print("kernels: triton 3.6 could not be installed; pip's message is above")
-        return 1
+    if pip is not None:
+        if pip.wait():
+            print("kernels: triton 3.6 could not be installed; pip's message is above")
+            return 1
+        READY.touch()
     older = {"PYTHONPATH": str(FOLDER)}
     part = started("kernels", "3.6.0, every twelfth", **older, KERNEL_TESTS="1/12")
     passed &= part.wait() == 0

@@ -30,6 +30,10 @@ class Bench:
     def size(self, n: int) -> int:
         return min(n, 32) if self.dry else n
 
+    def shapes(self, of_a_gpu: list[tuple[int, int, int]]) -> list[tuple[int, ...]]:
+        """In the sizes used here; those that are one in a dry run, once."""
+        return list(dict.fromkeys(tuple(map(self.size, shape)) for shape in of_a_gpu))
+
     def randn(self, *shape: int, scale: float = 1.0) -> torch.Tensor:
         return (torch.randn(*shape, device=self.device) * scale).to(self.dtype)
 

@@ -20,8 +20,7 @@ SHAPES = [(8192, 1024, 1024), (8192, 4096, 1024), (8192, 1024, 4096), (8192, 409
 def products(bench: Bench) -> Iterable[Row]:
     """Triton's plain product against cuBLAS's, per tile and layout."""
     act = ACTIVATIONS["identity"]
-    for M, N, K in SHAPES + [(16384, 2048, 2048)]:
-        M, N, K = map(bench.size, (M, N, K))
+    for M, N, K in bench.shapes(SHAPES + [(16384, 2048, 2048)]):
         x, weight, delta = bench.randn(M, K), bench.randn(N, K, scale=K**-0.5), bench.randn(M, N)
         layouts: dict[str, tuple[Callable, Callable]] = {
             "linear_act_forward": (
@@ -47,8 +46,7 @@ def products(bench: Bench) -> Iterable[Row]:
 
 def epilogues(bench: Bench) -> Iterable[Row]:
     """What an epilogue costs: the fused kernel against its own plain product."""
-    for M, N, K in SHAPES[:2]:
-        M, N, K = map(bench.size, (M, N, K))
+    for M, N, K in bench.shapes(SHAPES[:2]):
         x, weight, delta = bench.randn(M, K), bench.randn(N, K, scale=K**-0.5), bench.randn(M, N)
         plain = ACTIVATIONS["identity"]
         for tile in tiles(bench, "bp2_propagate_error")[:2]:
@@ -71,8 +69,7 @@ def hybrid(bench: Bench) -> Iterable[Row]:
     """BP2 whole: the fused kernel and cuBLAS + one pass, against ATen's passes."""
     for name in ("relu", "silu", "gelu"):
         act = ACTIVATIONS[name]
-        for M, N, K in SHAPES:
-            M, N, K = map(bench.size, (M, N, K))
+        for M, N, K in bench.shapes(SHAPES):
             weight, delta, s = (
                 bench.randn(N, K, scale=N**-0.5),
                 bench.randn(M, N),
@@ -106,8 +103,7 @@ def hybrid(bench: Bench) -> Iterable[Row]:
 
 def relu_epilogue(bench: Bench) -> Iterable[Row]:
     """cuBLAS's own ReLU epilogue: its time, and whether NaN passes through."""
-    for M, N, K in SHAPES:
-        M, N, K = map(bench.size, (M, N, K))
+    for M, N, K in bench.shapes(SHAPES):
         x, weight, bias = bench.randn(M, K), bench.randn(N, K, scale=K**-0.5), bench.randn(N)
         keeps = {}
         for dtype in (torch.bfloat16, torch.float16):

@@ -17,6 +17,12 @@ SHAPES = [(SIZES[i], SIZES[(3 * i + 4) % 10], SIZES[(7 * i + 2) % 10]) for i in 
 FEW_SHAPES = [(33, 17, 65), (64, 64, 64), (1, 7, 15)]
 
 
+def shapes_of(name, dtype, exhaustive):
+    """(number, shape) of those that a test takes: every activation, and every dtype, meets each."""
+    part = NAMES.index(name) + DTYPES.index(dtype)
+    return [(i, s) for i, s in enumerate(SHAPES) if exhaustive or (i + part) % len(DTYPES) == 0]
+
+
 def normal(*shape, dtype=torch.float64, scale=1.0):
     return (torch.randn(*shape, dtype=torch.float64) * scale).to(DEVICE, dtype)
 

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from cases import DTYPES, FEW_SHAPES, NAMES, SHAPES, assert_as_exact, layer, normal
+from cases import DTYPES, FEW_SHAPES, NAMES, SHAPES, assert_as_exact, layer, normal, shapes_of
 
 from manualgrad import aten, routed
 from manualgrad.activations import ACTIVATIONS, activation_of
@@ -42,9 +42,9 @@ def test_memory_is_filled_with_nan():
 
 @names
 @dtypes
-def test_forward(kernels, name, dtype):
+def test_forward(kernels, name, dtype, exhaustive):
     act, cases = ACTIVATIONS[name], []
-    for i, shape in enumerate(SHAPES):
+    for i, shape in shapes_of(name, dtype, exhaustive):
         x, weight, bias, _, skip = layer(shape, act, dtype)
         bias, skip = bias if i % 3 else None, skip if i % 2 else None
         cases.append((x, weight, bias, act, skip, i % 5 < 2))  # z asked for in four of ten
@@ -53,9 +53,9 @@ def test_forward(kernels, name, dtype):
 
 @names
 @dtypes
-def test_bp1_and_bp3(kernels, name, dtype):
+def test_bp1_and_bp3(kernels, name, dtype, exhaustive):
     act, cases = ACTIVATIONS[name], []
-    for shape in SHAPES:
+    for _, shape in shapes_of(name, dtype, exhaustive):
         *_, s, grad_a = layer(shape, act, dtype)
         cases.append((grad_a, s, act))
     assert_as_exact(bp1, kernels, cases)
@@ -63,9 +63,9 @@ def test_bp1_and_bp3(kernels, name, dtype):
 
 @names
 @dtypes
-def test_bp2(kernels, name, dtype):
+def test_bp2(kernels, name, dtype, exhaustive):
     act, cases = ACTIVATIONS[name], []
-    for i, shape in enumerate(SHAPES):
+    for i, shape in shapes_of(name, dtype, exhaustive):
         *_, s, _ = layer(shape, act, dtype)  # layer l; above it stands a layer of 20 outputs
         delta, weight = normal(shape[0], 20, dtype=dtype), normal(20, shape[1], dtype=dtype)
         skip = normal(shape[0], shape[1], dtype=dtype) if i % 2 else None
