@@ -4,12 +4,14 @@ An experiment computes with one of two modules of equal names, manualgrad or thi
 with both is the proof that one can stand for the other.
 """
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import manualgrad as mg
 
@@ -37,8 +39,15 @@ def mlp(
     activations: Sequence[str],
     *,
     skips: Iterable[mg.Skip] = (),
+    recompute: bool = False,
 ) -> Tensor:
-    """As manualgrad.mlp."""
+    """As manualgrad.mlp; recompute by torch.utils.checkpoint."""
+    if recompute:
+        layers = functools.partial(
+            mlp, weights=weights, biases=biases, activations=activations, skips=skips
+        )
+        found: Any = checkpoint(layers, input, use_reentrant=False, preserve_rng_state=False)
+        return found
     ends = {skip.end: skip for skip in skips}
     zs, outputs = [input], [input]
     for l, (weight, bias, name) in enumerate(zip(weights, biases, activations, strict=True), 1):

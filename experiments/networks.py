@@ -26,6 +26,7 @@ class Network(nn.Module):
 
     ops: manualgrad, or experiments.native. sizes: the widths, input first. activation: of the
     hidden layers. init: a name of INITS; "he" draws the last layer, which has no ReLU, as "lecun".
+    recompute: keep the input alone, and run the layers once more in backward.
     """
 
     def __init__(
@@ -36,12 +37,13 @@ class Network(nn.Module):
         *,
         init: str = "he",
         skips: Sequence[mg.Skip] = (),
+        recompute: bool = False,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
         device: Any = "cpu",
     ) -> None:
         super().__init__()
-        self.ops, self.skips = ops, tuple(skips)
+        self.ops, self.skips, self.recompute = ops, tuple(skips), recompute
         draw = torch.Generator().manual_seed(seed)
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         depth = len(sizes) - 1
@@ -57,7 +59,8 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weights, biases = list(self.weights), list(self.biases)
-        return self.ops.mlp(x, weights, biases, self.activations, skips=self.skips)
+        how: dict[str, Any] = {"skips": self.skips, "recompute": self.recompute}
+        return self.ops.mlp(x, weights, biases, self.activations, **how)
 
     @property
     def size(self) -> int:
