@@ -1,3 +1,5 @@
-"""What does a backward pass cost: time, memory, against differences, per use?"""
+"""What does a backward pass cost: in parameters, uses, depth, batch size and memory?"""
 
-PARTS = ()
+from experiments.cost import depth_and_batch, differences, parameters, uses
+
+PARTS = (parameters, differences, uses, depth_and_batch)
