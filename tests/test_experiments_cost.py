@@ -186,6 +186,10 @@ def test_gradients_of_another_size_are_seen(found):
 def test_differences_agree_and_take_2p_forward_passes(found, monkeypatch):
     rows = found["differences"]
     assert verdict("differences", rows, "gives what they give") == SHOWN
+    assert verdict("differences", rows, "crossed a kink") == SHOWN
+    placed = rows[rows["kink"] == "placed"]
+    assert (placed["far"] > 0).all()
+    assert (placed["error"] > 1e-6).all()
     part, calls = part_of("differences"), []
     net = Setting(dtype="float64").network([4, 3, 2], "tanh")
     before = [parameter.clone() for parameter in net.parameters()]

@@ -16,6 +16,7 @@ from experiments.cost.measures import (
     noise,
     slopes,
     spread,
+    ticks_at,
     time_cells,
     times,
     with_steps,
@@ -192,4 +193,5 @@ def draw(rows: Rows, axes: list[Any]) -> None:
     memory.set(title="Kept for backward", ylabel="MiB")
     for axis, name in zip(axes, ["layers L", "batch size M (examples)", "layers L"], strict=True):
         axis.set(xscale="log", yscale="log", xlabel=name)
+        ticks_at(axis, rows["batch" if axis is batch else "layers"].unique())
         axis.legend()

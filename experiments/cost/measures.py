@@ -161,3 +161,10 @@ def products(layers: int) -> float:
 def chained(sizes: Sequence[int]) -> int:
     """P of a chain of these widths, biases included."""
     return sum(N * (K + 1) for K, N in itertools.pairwise(sizes))
+
+
+def ticks_at(axis: Any, values: Any) -> None:
+    """Ticks of a logarithmic x at these whole numbers, and nowhere else."""
+    at = sorted(values)
+    axis.set_xticks(at, labels=[f"{value:,.0f}" for value in at])
+    axis.minorticks_off()
