@@ -3,6 +3,7 @@
 import argparse
 import pathlib
 import sys
+from concurrent.futures import BrokenExecutor
 from dataclasses import replace
 
 import torch
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         seeds = _seeds(options)
         out = pathlib.Path(options.out)
         out.mkdir(parents=True, exist_ok=True)
-        if options.names == ["report"]:
+        if "report" in options.names:
             return report.build(out, EXPERIMENTS)
         if setting.data == "mnist":
             replace(setting, dtype="float32").dataset()  # what is wrong with it is said now
@@ -41,6 +42,14 @@ def main(arguments: list[str] | None = None) -> int:
     except (RecordError, DataError, OSError, ValueError) as error:
         print(f"python -m experiments: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except BrokenExecutor:
+        stop_workers()
+        print(
+            f"python -m experiments: a worker process was killed (is memory short? fewer --jobs "
+            f"need less); finished runs are in {options.out}/, the same command goes on",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         stop_workers()
         print(
@@ -91,7 +100,12 @@ def _name(experiment: Experiment) -> str:
 
 
 def _expanded(names: list[str]) -> list[str]:
-    return list(EXPERIMENTS) if names == ["all"] else [] if names == ["report"] else names
+    for word in ("all", "report"):
+        if word in names and set(names) != {word}:
+            raise ValueError(f"{word!r} stands alone; got {' '.join(names)}")
+    if "report" in names:
+        return []
+    return list(EXPERIMENTS) if "all" in names else list(dict.fromkeys(names))
 
 
 def _chosen(name: str) -> Experiment:

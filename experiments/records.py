@@ -99,9 +99,10 @@ def read_csv(file: pathlib.Path) -> Rows:
 
 
 def _parse(text: str) -> Rows:
-    return pd.read_csv(
-        io.StringIO(text), keep_default_na=False, na_values=[""], float_precision="round_trip"
-    )
+    how: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
+    if tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1):  # since then it is the only one
+        how["float_precision"] = "round_trip"
+    return pd.read_csv(io.StringIO(text), **how)
 
 
 class Journal:

@@ -36,7 +36,8 @@ def _page(name: str, experiment: Experiment, file: pathlib.Path) -> dict[str, An
     rows = read_csv(file)
     try:
         found, png = sections(experiment, rows), picture(experiment, rows)
-    except (KeyError, ValueError, TypeError, IndexError) as error:
+        line, _ = made(rows), [section.agreement for section in found]
+    except (AttributeError, LookupError, ValueError, TypeError, ArithmeticError) as error:
         raise RecordError(
             f"{file} does not hold what the experiment writes ({error}); run {name} again"
         ) from error
@@ -45,7 +46,7 @@ def _page(name: str, experiment: Experiment, file: pathlib.Path) -> dict[str, An
     return {
         "name": name,
         "about": experiment.about,
-        "made": made(rows),
+        "made": line,
         "png": base64.b64encode(png).decode(),
         "sections": found,
         "counts": ", ".join(f"{count} {verdict}" for verdict, count in counts.items()),
