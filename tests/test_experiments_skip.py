@@ -13,7 +13,7 @@ import manualgrad as mg
 from experiments import native
 from experiments.rendering import ROUNDING
 from experiments.runner import measured, runs_of
-from experiments.skip import adjoints, delta, forks, nielsen, shatter, trained, training
+from experiments.skip import adjoints, delta, forks, nielsen, shatter, trained, training, vanishing
 from experiments.skip.chains import KINDS, deep, scale_of
 from experiments.study import Setting, part_name
 
@@ -71,7 +71,7 @@ def verdict(part, rows, beginning):
 
 
 def ratio(rows, kind, branch, activation="sigmoid", depth=16):
-    found = delta._at(rows, kind, branch, activation, depth=depth)["ratio"]
+    found = vanishing.at_start(rows, kind, branch, activation, depth=depth)["ratio"]
     assert len(found)
     return found.mean()
 
@@ -82,7 +82,7 @@ def test_the_error_vanishes_down_a_sigmoid_chain_and_not_along_a_free_skip(smoke
     assert 0 <= ratio(rows, "pre", "unit") <= 0.3
     assert ratio(rows, "post", "unit") < -5  # sigma' stands in the skip's way, too
     assert abs(ratio(rows, "plain", "unit", "relu")) < 1
-    growth = delta.per_layer(delta._at(rows, "pre", "unit", "relu"))
+    growth = vanishing.per_layer(vanishing.at_start(rows, "pre", "unit", "relu"))
     assert 0.4 <= growth.mean <= 0.6
     assert verdict(delta, rows, "in a plain sigmoid") == "shown"
     assert verdict(delta, rows, "a skip brings") == "shown"

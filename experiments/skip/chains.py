@@ -10,6 +10,8 @@ kind has a parameter more or less than the plain chain.
     block   h = h + s (W' sigma(W h + b) + b')   over pairs of layers
 """
 
+from typing import Any
+
 import torch
 
 import manualgrad as mg
@@ -70,6 +72,14 @@ def deep(
             for skip in skips:
                 net.weights[skip.end - 1].zero_()
     return net
+
+
+def doubling(axis: Any, name: str, values: Any, text: str = "{:g}") -> None:
+    """Make the axis "x" or "y" logarithmic, with these values on it and no others."""
+    getattr(axis, f"set_{name}scale")("log", base=2)
+    ticks = sorted(set(values))
+    getattr(axis, f"set_{name}ticks")(ticks, [text.format(one) for one in ticks])
+    getattr(axis, f"set_{name}ticks")([], minor=True)
 
 
 def named(kind: str, branch: str) -> str:

@@ -138,7 +138,8 @@ def draw(rows: Rows, axes: list[Any]) -> None:
         curve(axis, group, "layer", "norm", number, f"{hidden} hidden layers")
         layers = range(1, len(BOOK[hidden]) + 1)
         book = {"marker": "x", "linestyle": "none", "color": COLOURS[number], "markersize": 8}
-        axis.plot(layers, BOOK[hidden], label="in the book" if number == 0 else None, **book)
+        axis.plot(layers, BOOK[hidden], **book)
+    axis.plot([], [], "kx", label="one network, in the book")
     axis.set(
         yscale="log",
         xlabel="hidden layer l",

@@ -14,7 +14,7 @@ from torch import Tensor
 from experiments.networks import Network
 from experiments.pictures import curve
 from experiments.results import Claim, Table, held, more
-from experiments.skip.chains import deep, named
+from experiments.skip.chains import deep, doubling, named
 from experiments.statistics import Interval, Rows, interval
 from experiments.study import BACKENDS, Setting
 
@@ -182,10 +182,10 @@ def draw(rows: Rows, axes: list[Any]) -> None:
     for number, (net, some) in enumerate(rows.groupby(["kind", "branch"], sort=False)):
         curve(axis, some, "depth", f"lag_{LAGS[1]}", number, named(*map(str, net)))
     axis.set(
-        xscale="log",
         ylim=(0, 1),
         xlabel="hidden layers L",
         ylabel=f"autocorrelation of d out/d x, lag {LAGS[1]}",
         title="Shattering: ReLU, untrained",
     )
+    doubling(axis, "x", rows["depth"])
     axis.legend(loc="lower left")

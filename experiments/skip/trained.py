@@ -5,7 +5,7 @@ from typing import Any
 
 from experiments.pictures import curve
 from experiments.results import Claim, held, more
-from experiments.skip.chains import named
+from experiments.skip.chains import doubling, named
 from experiments.statistics import Interval, Rows, best_rate, interval, paired
 
 TRAINED = 95.0  # per cent of the test images
@@ -223,7 +223,8 @@ def draw(rows: Rows, axes: list[Any]) -> None:
             if some:
                 together = own[own.index.isin([i for one in some for i in one.index])]
                 curve(axis, together, "depth", column, number, named(kind, branch))
-        axis.set(xscale="log", xlabel="hidden layers L")
+        axis.set_xlabel("hidden layers L")
+        doubling(axis, "x", relu["depth"])
     accuracy.axhline(10, color="black", linestyle=":", linewidth=0.8, label="chance")
     accuracy.set(
         ylabel="test accuracy (%)", title="Trained alike: ReLU, rates tuned", ylim=(0, 103)
