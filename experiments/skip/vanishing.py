@@ -73,7 +73,7 @@ def _sigmoid(rows: Rows) -> list[Claim]:
         ),
         Claim(
             "so does a skip whose sum goes through the sigmoid",
-            "He et al. 2016a, as the text has it: residual connections",
+            "asked here; He et al. 2016b: the way of the skip must stay free",
             f"log10 |delta^1| / |delta^16| = {post.text()} (post, s = 1)",
             f"within {-ORDERS:g} and {ORDERS:g}",
             held(abs(post.mean) <= ORDERS, post.mean < -ORDERS),
