@@ -3,7 +3,9 @@
 import math
 from typing import Any
 
-from experiments.pictures import curve
+import pandas as pd
+
+from experiments.pictures import COLOURS, curve
 from experiments.results import Claim, held, more
 from experiments.skip.chains import doubling, named
 from experiments.statistics import Interval, Rows, best_rate, interval, paired
@@ -215,23 +217,28 @@ def _tanh(rows: Rows) -> list[Claim]:
 def draw(rows: Rows, axes: list[Any]) -> None:
     accuracy, loss = axes
     relu = rows[rows["activation"] == "relu"]
-    for axis, column in ((accuracy, "test_accuracy"), (loss, "train_loss")):
-        for number, (kind, branch) in enumerate(CURVES):
-            own = _of(relu, kind, branch)
-            some = [at_best(relu, kind, branch, depth) for depth in own["depth"].unique()]
-            some = [one for one in some if one[column].notna().any()]
-            if some:
-                together = own[own.index.isin([i for one in some for i in one.index])]
-                curve(axis, together, "depth", column, number, named(kind, branch))
-        axis.set_xlabel("hidden layers L")
-        doubling(axis, "x", relu["depth"])
-    accuracy.axhline(10, color="black", linestyle=":", linewidth=0.8, label="chance")
+    for number, (kind, branch) in enumerate(CURVES):
+        depths = sorted(_of(relu, kind, branch)["depth"].unique())
+        best = [at_best(relu, kind, branch, depth) for depth in depths]
+        if not best:
+            continue
+        beside = 1.05 ** (number - len(CURVES) // 2)  # so that no bar hides another
+        together = pd.concat(best)
+        together = together.assign(depth=together["depth"] * beside)
+        for axis, column in ((accuracy, "test_accuracy"), (loss, "train_loss")):
+            there = together[together[column].notna()]
+            curve(axis, there, "depth", column, number, named(kind, branch))
+        lost = together.groupby("depth")["train_loss"].count() == 0
+        lost = lost[lost].index
+        accuracy.plot(lost, [10] * len(lost), "x", color=COLOURS[number], markersize=8)
+    accuracy.plot([], [], "kx", label="diverged, all runs")
     accuracy.set(
         ylabel="test accuracy (%)", title="Trained alike: ReLU, rates tuned", ylim=(0, 103)
     )
-    loss.axhline(FAILED, color="black", linestyle=":", linewidth=0.8, label="chance")
-    loss.set(
-        yscale="log", ylabel="training loss (cross-entropy)", title="Degradation, not overfitting"
-    )
-    accuracy.legend(loc="lower left")
-    loss.legend(loc="upper left")
+    loss.set(yscale="log", ylabel="training loss (cross-entropy)", ylim=(5e-4, 4))
+    loss.set_title("Degradation, not overfitting")
+    for axis, chance, low in ((accuracy, 10, 0.12), (loss, FAILED, 0.4)):
+        axis.axhline(chance, color="black", linestyle=":", linewidth=0.8, label="chance")
+        axis.set_xlabel("hidden layers L")
+        doubling(axis, "x", relu["depth"])
+        axis.legend(loc="lower left", bbox_to_anchor=(0, low))
