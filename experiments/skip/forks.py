@@ -123,7 +123,7 @@ def tables(rows: Rows) -> list[Table]:
         *("activation", "L", "skips", "h's adjoint = skip + branch, bitwise"),
         *("skip = adjoint of the sum above, bitwise", "largest error of the sum"),
         *("largest error of the chain's delta", "s", "|branch| / |skip|", "cos(skip, branch)"),
-        "|first h's| / |last h's|",
+        "|adjoint of the first h| / |of the last|",
     ]
     return [
         Table(
