@@ -6,7 +6,7 @@ with both is the proof that one can stand for the other.
 
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import manualgrad as mg
 
+binary_cross_entropy_with_logits = F.binary_cross_entropy_with_logits
 cross_entropy = F.cross_entropy
 mse_loss = F.mse_loss
 
@@ -69,6 +70,13 @@ def _affine(a: Tensor, weight: Tensor, bias: Any) -> Tensor:
     return z
 
 
+class Use(NamedTuple):
+    """A layer as it was used: what came in, and dC/d(W a + b)."""
+
+    a: Tensor
+    delta: Tensor
+
+
 class capture:
     """As manualgrad.capture of a loss that is a mean, each example's gradient held in memory."""
 
@@ -86,8 +94,12 @@ class capture:
         z.retain_grad()
         self._uses.append((a.detach(), z))
 
+    @property
+    def layers(self) -> list[Use]:
+        return [Use(a, z.grad) for a, z in self._uses]
+
     def delta_norms(self) -> list[float]:
-        return [z.grad.norm().item() for _, z in self._uses]
+        return [use.delta.norm().item() for use in self.layers]
 
     def _gradients(self) -> Tensor:
         """Each example's own gradient, (examples, parameters), where each layer is used once."""

@@ -18,22 +18,25 @@ INITS = {
     "lecun": lambda N, K: math.sqrt(1 / K),
     "glorot": lambda N, K: math.sqrt(2 / (N + K)),  # Glorot and Bengio 2010
     "normal": lambda N, K: 1.0,  # biases too, as in Nielsen's first chapters
+    "nielsen": lambda N, K: math.sqrt(1 / K),  # with the biases of "normal": his later chapters
 }
+DRAWN_BIASES = ("normal", "nielsen")  # N(0, 1); the others' are zeros
 
 
 class Network(nn.Module):
     """A chain of layers, L weights and biases; from one seed the same ones on every backend.
 
     ops: manualgrad, or experiments.native. sizes: the widths, input first. activation: of the
-    hidden layers. init: a name of INITS; "he" draws the last layer, which has no ReLU, as "lecun".
-    recompute: keep the input alone, and run the layers once more in backward.
+    hidden layers, one name for all or one each. init: a name of INITS; "he" draws the last layer,
+    which has no ReLU, as "lecun". recompute: keep the input alone, and run the layers once more in
+    backward.
     """
 
     def __init__(
         self,
         ops: ModuleType,
         sizes: Sequence[int],
-        activation: str = "relu",
+        activation: str | Sequence[str] = "relu",
         *,
         init: str = "he",
         skips: Sequence[mg.Skip] = (),
@@ -47,12 +50,13 @@ class Network(nn.Module):
         draw = torch.Generator().manual_seed(seed)
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         depth = len(sizes) - 1
-        self.activations = [activation] * (depth - 1) + ["identity"]
+        hidden = [activation] * (depth - 1) if isinstance(activation, str) else activation
+        self.activations = [*hidden, "identity"]
         for l, (K, N) in enumerate(itertools.pairwise(sizes), 1):
             rule = INITS["lecun" if init == "he" and l == depth else init]
             weight = torch.randn(N, K, generator=draw, dtype=torch.float64) * rule(N, K)
             bias = torch.zeros(N, dtype=torch.float64)
-            if init == "normal":
+            if init in DRAWN_BIASES:
                 bias = torch.randn(N, generator=draw, dtype=torch.float64)
             self.weights.append(nn.Parameter(weight.to(device, dtype)))
             self.biases.append(nn.Parameter(bias.to(device, dtype)))
