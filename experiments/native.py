@@ -13,6 +13,7 @@ from torch import Tensor
 
 import manualgrad as mg
 
+binary_cross_entropy_with_logits = F.binary_cross_entropy_with_logits
 cross_entropy = F.cross_entropy
 mse_loss = F.mse_loss
 
