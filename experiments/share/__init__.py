@@ -1,3 +1,5 @@
 """What does sharing weights change: gradients, parameters, accuracy?"""
 
-PARTS = ()
+from experiments.share import autoencoder, depth, embedding, position, siamese, uses
+
+PARTS = (uses, position, siamese, autoencoder, depth, embedding)
