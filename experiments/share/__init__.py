@@ -1,5 +1,13 @@
 """What does sharing weights change: gradients, parameters, accuracy?"""
 
-from experiments.share import autoencoder, depth, embedding, position, siamese, uses
+from experiments.share import (
+    autoencoder,
+    convolution,
+    depth,
+    embedding,
+    position,
+    siamese,
+    uses,
+)
 
-PARTS = (uses, position, siamese, autoencoder, depth, embedding)
+PARTS = (uses, position, convolution, siamese, autoencoder, depth, embedding)
