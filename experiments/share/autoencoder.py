@@ -43,7 +43,7 @@ MOST = 1.05  # error of the tied over that of the untied: what counts as no loss
 class Config:
     activations: tuple[str, ...] = ("identity", "relu", "tanh")
     learning_rates: tuple[float, ...] = (0.4, 0.8, 1.6)
-    updates: int = 1200
+    updates: int = 800
     batch: int = 32
     momentum: float = 0.9
     hidden: int = 16

@@ -41,8 +41,8 @@ KINDS = {
 @dataclass(frozen=True)
 class Config:
     pairs: tuple[int, ...] = (256, 1024)
-    learning_rates: tuple[float, ...] = (0.03, 0.1, 0.3)
-    updates: int = 1500
+    learning_rates: tuple[float, ...] = (0.1, 0.3, 1.0)
+    updates: int = 600
     batch: int = 32
     hidden: int = 64
     outputs: int = 16
@@ -53,7 +53,7 @@ class Config:
 CONFIGS = {
     "smoke": Config(pairs=(256,), learning_rates=(0.1,), updates=400),
     "quick": Config(),
-    "full": Config(pairs=(256, 1024, 4096), learning_rates=(0.01, 0.03, 0.1, 0.3)),
+    "full": Config(pairs=(256, 1024, 4096), learning_rates=(0.03, 0.1, 0.3, 1.0), updates=1500),
 }
 
 
@@ -110,7 +110,7 @@ def arms(config: Config) -> list[dict[str, Any]]:
 
 
 def work(arm: dict[str, Any], config: Config) -> float:
-    return config.updates / 1500
+    return config.updates / 600
 
 
 def measure(arm: dict[str, Any], config: Config, setting: Setting) -> list[dict[str, Any]]:
