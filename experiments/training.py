@@ -32,11 +32,13 @@ def train(
     cost: str = "cross_entropy",
     momentum: float = 0.0,
     seed: int = 0,
+    schedule: Callable[[float], float] = lambda done: 1.0,
     stop: Callable[[int], bool] | None = None,
     every: Callable[[int], int] = lambda update: update + 1,
 ) -> int:
     """At most that many updates W <- W - eta grad_W C (eq. 7); how many were made.
 
+    schedule: factor of the learning rate, by how much of the updates is done, from 0 to below 1.
     stop: asked after update 1, then after every(1), ...; True ends the training. A loss that is no
     number any more ends it too.
     """
@@ -53,8 +55,9 @@ def train(
                 for velocity, gradient in zip(velocities, steps, strict=True):
                     velocity.mul_(momentum).add_(gradient)
                 steps = velocities
+            rate = learning_rate * schedule((update - 1) / updates)
             for parameter, step in zip(parameters, steps, strict=True):
-                parameter.sub_(step, alpha=learning_rate)
+                parameter.sub_(step, alpha=rate)
         if update == asked:
             if not math.isfinite(loss.item()) or (stop is not None and stop(update)):
                 return update
