@@ -250,7 +250,7 @@ def _linear(rows: Rows) -> list[Claim]:
     ratio = {batch: mean / base for batch, mean in means.items()}
     same = [batch for batch, one in ratio.items() if 1 / FOLLOWS <= one <= FOLLOWS]
     high = rows["batch"].max()
-    broken = high in means and not means[high] <= DIVERGED
+    broken = base <= DIVERGED and high in means and not means[high] <= DIVERGED
     said = ", ".join(f"{mean:.2g} at M = {batch}" for batch, mean in means.items())
     reached = max((batch for batch in same if batch > BASE), default=BASE)
     return [

@@ -121,7 +121,7 @@ def tables(rows: Rows) -> list[Table]:
 
 
 def claims(rows: Rows) -> list[Claim]:
-    wide = rows.pivot_table(index="seed", columns="batch", values="milliseconds")
+    wide = rows.pivot(index="seed", columns="batch", values="milliseconds")
     low, high = wide.columns[0], wide.columns[-1]
     speed = interval((high / wide[high]) / (low / wide[low]))
     slope = interval([log_slope([low, high], seed[[low, high]]) for _, seed in wide.iterrows()])
