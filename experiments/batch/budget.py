@@ -177,7 +177,13 @@ def _epochs(own: Rows) -> float:
 def _body(rows: Rows, batches: list[int], column: str, digits: int):
     for name, rule, chosen in _lines(rows):
         of = {batch: interval(group[column]) for batch, group in chosen.groupby("batch")}
-        yield [name, rule, *(of[M].text(digits) if M in of else "-" for M in batches)]
+        yield [name, rule, *(_text(of[M], digits) if M in of else "-" for M in batches)]
+
+
+def _text(value: Interval, digits: int) -> str:
+    if abs(value.mean) < 1000:
+        return value.text(digits)
+    return f"{value.mean:.1e} +- {value.half:.1e}"
 
 
 def _rates(rows: Rows, batches: list[int]):

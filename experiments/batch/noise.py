@@ -112,11 +112,11 @@ def norms_by_torch(net: Any, x: Tensor, y: Tensor) -> Tensor:
         return native.cross_entropy(native.mlp(x[None], weights, biases, net.activations), y[None])
 
     parts = vmap(grad(cost), (None, 0, 0))(parameters, x, y)
-    return sum(part.flatten(1).square().sum(1) for part in parts).sqrt()
+    return torch.cat([part.flatten(1) for part in parts], 1).norm(dim=1)
 
 
 def _square_of_gradient(net: Any) -> Tensor:
-    return sum(p.grad.square().sum() for p in net.parameters())
+    return torch.cat([p.grad.flatten() for p in net.parameters()]).square().sum()
 
 
 def drawn(draws: int, examples: int, batch: int, generator: torch.Generator) -> Tensor:
@@ -255,8 +255,9 @@ def _cosine(rows: Rows, updates: int, when: str) -> Claim:
     """Whether a factor on M turns the gradient less the larger M is already."""
     at = rows[rows["updates"] == updates]
     wide = at.pivot(index="seed", columns="batch", values="cosine")
-    low, high = wide.columns[0], wide.columns[-1]
-    middle = min(wide.columns, key=lambda M: abs(M * M - low * high))
+    low = wide.columns[0]
+    # by the same factor twice, as far as the batches reach
+    middle, high = max((M, M * M // low) for M in wide.columns if M * M // low in wide.columns)
     early, late = interval(wide[middle] - wide[low]), interval(wide[high] - wide[middle])
     less = interval((wide[middle] - wide[low]) - (wide[high] - wide[middle]))
     return Claim(
