@@ -115,3 +115,10 @@ class capture:
 
     def per_example_norms(self) -> Tensor:
         return self._gradients().norm(dim=1)
+
+    def noise_scale(self) -> float:
+        """tr(Sigma) / |G|^2, from the covariance of a sample."""
+        gradients = self._gradients()
+        mean = gradients.mean(0)
+        trace = (gradients - mean).square().sum() / (len(gradients) - 1)
+        return (trace / mean.square().sum()).item()
