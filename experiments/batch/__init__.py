@@ -1,5 +1,5 @@
 """What does the batch size change: noise, steps, budgets, flatness, time?"""
 
-from experiments.batch import averaging
+from experiments.batch import averaging, edge, minima
 
-PARTS = (averaging,)
+PARTS = (averaging, edge, minima)
