@@ -38,8 +38,8 @@ class Config:
     target: float = 0.01  # training loss of the batch sizes' networks
     deep_target: float = 0.3  # of the deep ones: the plain network needs long to come further
     updates: int = 2000  # at most
-    examples: int = 512  # of the training set, that a slice is measured on
-    steps: int = 13  # points along a direction, from -1 to 1
+    examples: int = 256  # of the training set, that a slice is measured on
+    steps: int = 15  # points along a direction, from -1 to 1
     pairs: int = 3
     directions: int = 20
 
