@@ -37,7 +37,7 @@ def picture(experiment: Experiment, rows: Rows) -> bytes:
 
 def _png(parts: list[ModuleType], rows: Rows) -> bytes:
     panels = sum(part.PANELS for part in parts)
-    columns = min(panels, 3)
+    columns = 2 if panels == 4 else min(panels, 3)
     lines = math.ceil(panels / columns)
     figure = Figure(figsize=(4.6 * columns, 3.5 * lines), layout="constrained")
     axes = [figure.add_subplot(lines, columns, 1 + i) for i in range(panels)]

@@ -1,5 +1,5 @@
 """What does the batch size change: noise, steps, budgets, flatness, time?"""
 
-from experiments.batch import averaging, budget, noise, steps, throughput
+from experiments.batch import averaging, budget, edge, minima, noise, steps, throughput
 
-PARTS = (averaging, noise, steps, budget, throughput)
+PARTS = (averaging, noise, steps, budget, edge, minima, throughput)

@@ -1,3 +1,5 @@
 """What does the loss look like around a solution, small batch and large, plain and residual?"""
 
-PARTS = ()
+from experiments.surface import slices
+
+PARTS = (slices,)
