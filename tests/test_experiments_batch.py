@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 import manualgrad as mg
 from experiments import native
-from experiments.batch import averaging, budget, noise, steps, throughput
+from experiments.batch import averaging, budget, noise, steps, steps_fit, throughput
 from experiments.results import NOT_SHOWN, OPPOSITE, SHOWN
 from experiments.study import Setting
 
@@ -180,7 +180,7 @@ def test_batches_are_drawn_as_said():
 
 def test_steps_fall_and_then_do_not(measured):
     rows = measured[steps]
-    of = {m: steps.per_seed(steps.tuned(rows[rows["momentum"] == m])) for m in (0.0, 0.9)}
+    of = {m: steps_fit.per_seed(steps_fit.tuned(rows[rows["momentum"] == m])) for m in (0.0, 0.9)}
     assert (of[0.0]["small"] < -0.5).all()
     assert (of[0.0]["large"] > -0.3).all()
     assert (of[0.0]["price"] > 3).all()
@@ -198,10 +198,10 @@ def test_a_target_that_is_missed_is_no_number():
 
 def test_the_fit_finds_what_made_the_curve():
     M = np.array([1, 4, 16, 64, 256, 1024])
-    S_min, E_min = steps.fit(M, 20 + 1000 / M)
+    S_min, E_min = steps_fit.fit(M, 20 + 1000 / M)
     assert (S_min, E_min) == (pytest.approx(20, rel=1e-4), pytest.approx(1000, rel=1e-4))
-    assert math.isnan(steps.fit(M[:2], M[:2])[0])
-    assert [steps.regime(s) for s in (-1, -0.5, 0, math.nan)] == [
+    assert math.isnan(steps_fit.fit(M[:2], M[:2])[0])
+    assert [steps_fit.regime(s) for s in (-1, -0.5, 0, math.nan)] == [
         "perfect",
         "diminishing",
         "flat",
@@ -230,7 +230,7 @@ def curve_of(function, seeds=(0, 1, 2)):
 def test_verdicts_on_updates_follow_the_curve():
     rows = curve_of(lambda M: 20 + 1000 / M)
     assert verdicts(steps, rows) == [SHOWN, SHOWN, SHOWN]
-    chosen = steps.tuned(rows)
+    chosen = steps_fit.tuned(rows)
     assert set(chosen["learning_rate"]) == {0.2}
     assert not chosen["edge"].any()
     assert verdicts(steps, curve_of(lambda M: 2000 / M)) == [SHOWN, OPPOSITE, NOT_SHOWN]

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from experiments import native
+from experiments.batch.noise_picture import ONE_RUN, draw  # noqa: F401
 from experiments.networks import gradient_difference
-from experiments.pictures import COLOURS, MARKERS, curve
 from experiments.results import Claim, Table, held, more
 from experiments.statistics import Rows, interval, log_slope, paired
 from experiments.study import Setting
@@ -25,7 +25,6 @@ DTYPE = "float64"
 PANELS = 2
 ROUNDING = 1e-12
 BATCH, LEARNING_RATE = 32, 0.05  # of the training between the looks
-ONE_RUN = ["updates", "seed"]
 
 
 @dataclass(frozen=True)
@@ -268,39 +267,3 @@ def _cosine(rows: Rows, updates: int, when: str) -> Claim:
         "the first gain less the second: its interval is above 0",
         more(less),
     )
-
-
-def draw(rows: Rows, axes: list[Any]) -> None:
-    law, scale = axes
-    # over tr Sigma, which differs between seeds and falls with training, all lie on one line
-    relative = rows.assign(relative=rows["variance"] / (rows["law"] * rows["batch"]))
-    for number, (updates, at) in enumerate(relative.groupby("updates")):
-        curve(law, at, "batch", "relative", number, f"{updates} updates", linestyle="none")
-    batches = sorted(rows["batch"].unique())
-    law.plot(batches, [1 / M for M in batches], color="black", linewidth=0.8, label="1 / M")
-    law.set(
-        xscale="log",
-        yscale="log",
-        xlabel="batch size M (examples)",
-        ylabel="E|g_M - G|^2 / tr Sigma",
-        title="Variance of a mini-batch's gradient",
-    )
-    law.legend()
-    once = rows.drop_duplicates(ONE_RUN)
-    for number, (updates, group) in enumerate(once.groupby("updates")):
-        scale.plot(
-            group["loss"],
-            group["noise_scale"],
-            color=COLOURS[number % len(COLOURS)],
-            marker=MARKERS[number % len(MARKERS)],
-            linestyle="none",
-            label=f"{updates} updates",
-        )
-    scale.set(
-        xscale="log",
-        yscale="log",
-        xlabel="training loss (nats)",
-        ylabel="tr Sigma / |G|^2 (examples)",
-        title="Noise scale, one mark per seed",
-    )
-    scale.legend()

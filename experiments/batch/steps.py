@@ -9,20 +9,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from scipy.optimize import least_squares
 
+from experiments.batch.steps_fit import (
+    FLAT,
+    LARGE,
+    PERFECT,
+    SMALL,
+    fit,
+    kinds_of,
+    per_seed,
+    regime,
+)
 from experiments.networks import gradient_difference
 from experiments.pictures import COLOURS, curve
 from experiments.results import Claim, Table, held, more
-from experiments.statistics import Rows, best_rate, interval, log_slope, paired
+from experiments.statistics import Rows, interval, paired
 from experiments.study import Setting
 from experiments.training import accuracy, loss_of, train
 
 PANELS = 1
-PERFECT, FLAT = -0.8, -0.3  # local slopes of updates over batch that bound the regimes
-SMALL, LARGE = 16, 256  # where the curve is said to be steep, and flat
-
 # batch: (learning rate, updates) that took the 8 x 8 digits to a training loss of 0.1; the grid of
 # rates is laid around the one, and a run is given up at a multiple of the other
 CALIBRATED = {
@@ -136,75 +141,9 @@ def measure(arm: dict[str, Any], config: Config, setting: Setting) -> list[dict[
     ]
 
 
-def tuned(rows: Rows) -> Rows:
-    """The rows at each batch's best rate; edge: whether that is the grid's least or largest."""
-    found = []
-    for _, group in rows.groupby("batch"):
-        rate, edge = best_rate(group, "steps")
-        found.append(group[group["learning_rate"] == rate].assign(edge=edge))
-    return pd.concat(found)
-
-
-def fit(batch: Any, steps: Any) -> tuple[float, float]:
-    """(S_min, E_min) of steps = S_min + E_min / batch, by least squares of the logarithms."""
-    batch, steps = np.asarray(batch, float), np.asarray(steps, float)
-    good = np.isfinite(steps) & (steps > 0)
-    batch, steps = batch[good], steps[good]
-    if len(set(batch)) < 3:
-        return math.nan, math.nan
-
-    def distance(logs):
-        return np.log(np.exp(logs[0]) + np.exp(logs[1]) / batch) - np.log(steps)
-
-    start = np.log([steps.min(), (steps * batch).min()])
-    S_min, E_min = np.exp(least_squares(distance, start, bounds=(-5.0, 20.0)).x)
-    return float(S_min), float(E_min)
-
-
-def per_seed(chosen: Rows) -> Rows:
-    """Of each seed: the fit and its critical batch, the slopes, what large batches cost."""
-    found = []
-    for seed, group in chosen.groupby("seed"):
-        S_min, E_min = fit(group["batch"], group["steps"])
-        examples = (group["steps"] * group["batch"]).to_numpy()
-        found.append(
-            {
-                "seed": seed,
-                "S_min": S_min,
-                "E_min": E_min,
-                "B_crit": E_min / S_min,
-                "log_B_crit": math.log10(E_min / S_min),
-                "small": _slope(group[group["batch"] <= SMALL]),
-                "large": _slope(group[group["batch"] >= LARGE]),
-                "price": examples[-1] / examples[0],
-            }
-        )
-    columns = ["seed", "S_min", "E_min", "B_crit", "log_B_crit", "small", "large", "price"]
-    return pd.DataFrame(found, columns=columns)
-
-
-def _slope(rows: Rows) -> float:
-    good = rows[rows["steps"].notna()]
-    if good["batch"].nunique() < 2:
-        return math.nan
-    return log_slope(good["batch"], good["steps"])
-
-
-def regime(slope: float) -> str:
-    if math.isnan(slope):
-        return "-"
-    return "perfect" if slope <= PERFECT else "flat" if slope >= FLAT else "diminishing"
-
-
-def _kinds(rows: Rows) -> list[tuple[str, float, Rows]]:
-    return [
-        (str(key[0]), key[1], tuned(group)) for key, group in rows.groupby(["target", "momentum"])
-    ]
-
-
 def tables(rows: Rows) -> list[Table]:
     curves, fits = [], []
-    for target, momentum, chosen in _kinds(rows):
+    for target, momentum, chosen in kinds_of(rows):
         own = rows[(rows["target"] == target) & (rows["momentum"] == momentum)]
         curves.append(
             Table(
@@ -254,7 +193,7 @@ def _body(own: Rows, chosen: Rows) -> list[list[Any]]:
 
 
 def claims(rows: Rows) -> list[Claim]:
-    found, kinds = [], _kinds(rows)
+    found, kinds = [], kinds_of(rows)
     for target, momentum, chosen in kinds:
         if momentum == 0.0:
             found += _of_plain(target, per_seed(chosen))
@@ -307,7 +246,7 @@ def _of_plain(target: str, of: Rows) -> list[Claim]:
 def draw(rows: Rows, axes: list[Any]) -> None:
     (axis,) = axes
     target = max(rows["target"])  # of a loss; one of an accuracy is in the tables
-    kinds = [(m, chosen) for name, m, chosen in _kinds(rows) if name == target]
+    kinds = [(m, chosen) for name, m, chosen in kinds_of(rows) if name == target]
     for number, (momentum, chosen) in enumerate(kinds):
         curve(axis, chosen, "batch", "steps", number, _optimiser(momentum), linestyle="none")
         means = chosen.groupby("batch")["steps"].mean()
