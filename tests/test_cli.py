@@ -257,11 +257,23 @@ def _hears_interrupts():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def _wait_for_workers(process):
+    """Until those that were started have loaded torch: earlier, Python itself prints a traceback."""
+    children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    for _ in range(240):
+        time.sleep(0.25)
+        found = [pathlib.Path("/proc", pid) for pid in children.read_text().split()]
+        workers = [one for one in found if "LokyProcess" in (one / "cmdline").read_text()]
+        if workers and all("libtorch" in (one / "maps").read_text() for one in workers):
+            break
+    time.sleep(3)
+
+
 def test_an_interrupted_audit_ends_with_130_and_no_file(tmp_path):
     file = tmp_path / "audit.json"
     own = {"cwd": tmp_path, "start_new_session": True, "preexec_fn": _hears_interrupts}
     process = command("check", "--json", str(file), **own)
-    time.sleep(6)
+    _wait_for_workers(process)
     os.killpg(process.pid, signal.SIGINT)
     try:
         out, err = process.communicate(timeout=60)
