@@ -22,7 +22,10 @@ class Table:
 
     def text(self, style: str = "simple") -> str:
         """style: "simple" for a screen, "github" for Markdown, "html"."""
-        return tabulate(self.rows, self.headers, tablefmt=style, disable_numparse=True)
+        bar = "\\|" if style == "github" else "|"  # there a bar ends the cell
+        headers = [header.replace("|", bar) for header in self.headers]
+        rows = [[str(cell).replace("|", bar) for cell in row] for row in self.rows]
+        return tabulate(rows, headers, tablefmt=style, disable_numparse=True)
 
 
 @dataclass(frozen=True)
