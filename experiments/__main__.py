@@ -17,7 +17,7 @@ from experiments.runner import execute, in_order, runs_of, stop_workers
 from experiments.study import BACKENDS, DTYPES, Experiment, Setting, part_name
 
 EXPERIMENTS = {one.name: one for one in map(Experiment.of, (batch, skip, share, cost, surface))}
-LEAST_SEEDS = {"smoke": 1, "quick": 3, "full": 5}  # and how many there are, unless --seeds says
+SEEDS = {"smoke": 1, "quick": 3, "full": 5}  # unless --seeds says how many
 INTERRUPTED = 130  # as a shell says it of Ctrl-C
 
 
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         if "report" in options.names:
             return report.build(out, EXPERIMENTS)
         if setting.data == "mnist":
-            replace(setting, dtype="float32").dataset()  # what is wrong with it is said now
+            setting.dataset()  # what is wrong with it is said now
         good = [_run(one, options, setting, seeds, out) for one in chosen]
     except (RecordError, DataError, OSError, ValueError) as error:
         print(f"python -m experiments: {' '.join(str(error).split())}", file=sys.stderr)
@@ -121,9 +121,8 @@ def _chosen(name: str) -> Experiment:
 
 
 def _seeds(options: argparse.Namespace) -> int:
-    least = LEAST_SEEDS[options.budget]
     if options.seeds is None:
-        return least
+        return SEEDS[options.budget]
     if options.seeds < 2 and options.budget != "smoke":
         raise ValueError(f"--seeds must be at least 2, an interval needs two; got {options.seeds}")
     if not 1 <= options.seeds <= 1000:

@@ -2,13 +2,14 @@
 
 import io
 import math
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from experiments.statistics import Rows, interval
+from experiments.statistics import Interval, Rows, interval
 from experiments.study import Experiment, part_rows
 
 # Okabe and Ito's colours, told apart with any colour vision; markers say the same once more
@@ -54,14 +55,24 @@ def curve(axis, rows: Rows, x: str, y: str, number: int, label: str, **style) ->
 
     number: of the curve in its panel; it chooses colour and marker.
     """
-    groups = [(at, interval(group[y])) for at, group in rows.groupby(x)]
+    groups = {at: interval(group[y]) for at, group in rows.groupby(x)}
+    points(axis, list(groups), list(groups.values()), number, capsize=2, label=label, **style)
+
+
+def points(axis, places: Sequence, values: Sequence[Interval], number: int, **style) -> None:
+    """Means with 95 % intervals as bars; number chooses colour and marker."""
     axis.errorbar(
-        [at for at, _ in groups],
-        [value.mean for _, value in groups],
-        yerr=[0.0 if math.isnan(value.half) else value.half for _, value in groups],
+        places,
+        [value.mean for value in values],
+        yerr=[0.0 if math.isnan(value.half) else value.half for value in values],
         color=COLOURS[number % len(COLOURS)],
         marker=MARKERS[number % len(MARKERS)],
-        capsize=2,
-        label=label,
         **style,
     )
+
+
+def ticks(axis, values, text: str = "{:,.0f}", of: str = "x") -> None:
+    """Ticks of a logarithmic axis "x" or "y" at these values, and nowhere else."""
+    at = sorted(set(values))
+    getattr(axis, f"set_{of}ticks")(at, [text.format(value) for value in at])
+    getattr(axis, f"set_{of}ticks")([], minor=True)

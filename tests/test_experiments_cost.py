@@ -46,14 +46,6 @@ def run(name, seeds=2, **setting):
     return pd.DataFrame(rows)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def found():
     return {name: run(name) for name in NAMES}

@@ -50,14 +50,6 @@ def measured(name, seeds=2, **changes):
     return pd.DataFrame(rows)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def found():
     return {name: measured(name) for name in PARTS}

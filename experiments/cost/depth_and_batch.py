@@ -16,14 +16,13 @@ from experiments.cost.measures import (
     noise,
     slopes,
     spread,
-    ticks_at,
     time_cells,
     times,
     with_steps,
 )
 from experiments.cost.parameters import as_fast
 from experiments.networks import gradient_difference
-from experiments.pictures import curve
+from experiments.pictures import curve, ticks
 from experiments.results import Claim, Table, held, within
 from experiments.statistics import Rows, interval
 from experiments.study import Setting
@@ -193,5 +192,6 @@ def draw(rows: Rows, axes: list[Any]) -> None:
     memory.set(title="Kept for backward", ylabel="MiB")
     for axis, name in zip(axes, ["layers L", "batch size M (examples)", "layers L"], strict=True):
         axis.set(xscale="log", yscale="log", xlabel=name)
-        ticks_at(axis, rows["batch" if axis is batch else "layers"].unique())
+        ticks(axis, rows["batch" if axis is batch else "layers"].unique())
+        axis.minorticks_off()
         axis.legend()

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.cost.measures import chained, now, ticks_at, times
+from experiments.cost.measures import chained, now, times
 from experiments.networks import gradient_difference, gradients
-from experiments.pictures import COLOURS, MARKERS
+from experiments.pictures import COLOURS, MARKERS, ticks
 from experiments.results import Claim, Table, held, more
 from experiments.statistics import Rows, interval
 from experiments.study import Setting
@@ -215,5 +215,6 @@ def draw(rows: Rows, axes: list[Any]) -> None:
     )
     for axis in axes:
         axis.set(xscale="log", yscale="log", xlabel="parameters P")
-        ticks_at(axis, at)
+        ticks(axis, at)
+        axis.minorticks_off()
         axis.legend(loc="center")

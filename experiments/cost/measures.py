@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
+from benchmarks.memory import saved_bytes
 from experiments import native
 from experiments.networks import gradients
 from experiments.statistics import Interval, Rows, interval, log_slope
@@ -74,18 +74,7 @@ def _passes(net: Any, cost: str, x: Tensor, y: Tensor) -> tuple[float, float]:
 
 def kept_bytes(net: Any, cost: str, x: Tensor, y: Tensor) -> int:
     """Of what a forward pass keeps for backward: each storage once, the parameters' own none."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
-    kept = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = getattr(net.ops, cost)(net(x), y)  # alive, or an address would be used twice
-    del loss
-    return sum(size for address, size in kept.items() if address not in own)
+    return saved_bytes(lambda: getattr(net.ops, cost)(net(x), y), list(net.parameters()))
 
 
 def noise(seed: int, *shape: int, like: Tensor) -> Tensor:
@@ -161,10 +150,3 @@ def products(layers: int) -> float:
 def chained(sizes: Sequence[int]) -> int:
     """P of a chain of these widths, biases included."""
     return sum(N * (K + 1) for K, N in itertools.pairwise(sizes))
-
-
-def ticks_at(axis: Any, values: Any) -> None:
-    """Ticks of a logarithmic x at these whole numbers, and nowhere else."""
-    at = sorted(values)
-    axis.set_xticks(at, labels=[f"{value:,.0f}" for value in at])
-    axis.minorticks_off()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.networks import gradient_difference
+from experiments.pictures import points
 from experiments.results import OPPOSITE, Claim, Table, held, more
 from experiments.share.common import (
     Tuned,
@@ -18,7 +19,6 @@ from experiments.share.common import (
     each_tuned,
     finite,
     normals,
-    points,
     rates_note,
     ratio,
     some,
@@ -213,7 +213,7 @@ def draw(rows: Rows, axes: list[Any]) -> None:
         beside = 0.12 * (number - (len(codes) - 1) / 2)
         places = [list(KINDS).index(kind) + beside for kind, _ in found]
         values = [best.of("test_loss") for _, best in found]
-        points(axis, places, values, number, label=f"{activation} code")
+        points(axis, places, values, number, capsize=3, linestyle="", label=f"{activation} code")
         names.update({kind: f"{KINDS[kind][0]}\n{count(best.rows)}" for kind, best in found})
     axis.set(
         xticks=range(len(KINDS)),

@@ -1,15 +1,16 @@
 """What the parts of `share` have in common: images of one size, runs tuned by their rate."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.data import Dataset
-from experiments.pictures import COLOURS, MARKERS
+from experiments.pictures import curve, ticks
 from experiments.statistics import Interval, Rows, best_rate, interval, paired
 from experiments.study import DTYPES, Setting
 
@@ -117,23 +118,31 @@ def count(rows: Rows, column: str = "parameters") -> str:
     return " to ".join(f"{int(value):,}" for value in values[:: max(1, len(values) - 1)]) or "-"
 
 
-def points(axis: Any, places: Sequence[float], values: Sequence[Interval], number: int, **style):
-    """Means with 95 % intervals as bars; number chooses colour and marker."""
-    style = {"linestyle": "", **style}
-    axis.errorbar(
-        places,
-        [value.mean for value in values],
-        yerr=[0.0 if math.isnan(value.half) else value.half for value in values],
-        color=COLOURS[number % len(COLOURS)],
-        marker=MARKERS[number % len(MARKERS)],
-        capsize=3,
-        **style,
-    )
-
-
 def size_ticks(axis: Any, sizes: Sequence[float]) -> None:
     """On a logarithmic x axis: these sizes and no others."""
-    ticks = sorted(size for size in sizes if not math.isnan(size))
     axis.set_xscale("log")
-    axis.set_xticks(ticks, [f"{size:,.0f}" for size in ticks])
-    axis.set_xticks([], minor=True)
+    ticks(axis, [size for size in sizes if not math.isnan(size)])
+
+
+def each_rate(kinds: Iterable[str], rates: Iterable[float]) -> list[dict[str, Any]]:
+    """Arms: each kind with each learning rate."""
+    return [{"kind": kind, "learning_rate": rate} for kind in kinds for rate in rates]
+
+
+def tuned_curve(
+    axis: Any, rows: Rows, x: str, kind: str, number: int, label: str, size: str = "parameters"
+) -> None:
+    """A kind's accuracy at each x, tuned there; its number of parameters is in the label."""
+    own = rows[rows["kind"] == kind]
+    best = [tuned(group).rows for _, group in own.groupby(x)]
+    if best:
+        text = f"{label}, {count(own, size)} parameters"
+        curve(axis, pd.concat(best), x, "accuracy", number, text)
+
+
+def per_position(patches: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """ReLU units with a weight for each position, by a product for each, of PyTorch.
+
+    patches (M, P, K), weight (P, N, K), bias (P, N).  Returns (P, M, N).
+    """
+    return torch.baddbmm(bias.unsqueeze(1), patches.transpose(0, 1), weight.mT).relu()

@@ -8,12 +8,10 @@ one layer per position, and as many dense units.
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from experiments.networks import gradient_difference
-from experiments.pictures import curve
 from experiments.results import Claim, Table, more
 from experiments.share.common import (
     SIDE,
@@ -22,10 +20,12 @@ from experiments.share.common import (
     each_tuned,
     finite,
     normals,
+    per_position,
     rates_note,
     size_ticks,
     small,
     some,
+    tuned_curve,
 )
 from experiments.statistics import Rows
 from experiments.study import Setting
@@ -81,10 +81,8 @@ class Patches(nn.Module):
         self.register_buffer("windows", windows.to(self.weight.device))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kind == "separate":  # a product per position, of PyTorch
-            patches = x[:, self.windows].transpose(0, 1)
-            maps = torch.baddbmm(self.bias.unsqueeze(1), patches, self.weight.mT)
-            maps = maps.relu().transpose(0, 1)
+        if self.kind == "separate":
+            maps = per_position(x[:, self.windows], self.weight, self.bias).transpose(0, 1)
         else:
             seen = x[:, self.windows] if self.kind == "shared" else x
             maps = self.ops.linear_act(seen, self.weight, self.bias, "relu")
@@ -160,11 +158,7 @@ def claims(rows: Rows) -> list[Claim]:
 def draw(rows: Rows, axes: list[Any]) -> None:
     (axis,) = axes
     for number, kind in enumerate(KINDS):
-        own = rows[rows["kind"] == kind]
-        best = [dict(each_tuned(group, [kind]))[kind].rows for _, group in own.groupby("examples")]
-        if best:
-            label = f"{KINDS[kind]}, {count(own, 'first_layer')} parameters"
-            curve(axis, pd.concat(best), "examples", "accuracy", number, label)
+        tuned_curve(axis, rows, "examples", kind, number, KINDS[kind], "first_layer")
     size_ticks(axis, rows["examples"].unique())
     axis.margins(y=0.4)
     axis.set(

@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 import manualgrad as mg
 from experiments.networks import gradient_difference, gradients
+from experiments.pictures import points
 from experiments.results import Claim, Table, held, less, more
 from experiments.share.common import (
     Tuned,
     advantage,
     count,
+    each_rate,
     each_tuned,
     finite,
     normals,
-    points,
     rates_note,
     size_ticks,
     some,
@@ -88,9 +89,7 @@ class Stack(nn.Module):
 
 
 def arms(config: Config) -> list[dict[str, Any]]:
-    return [
-        {"kind": kind, "learning_rate": rate} for kind in KINDS for rate in config.learning_rates
-    ]
+    return each_rate(KINDS, config.learning_rates)
 
 
 def work(arm: dict[str, Any], config: Config) -> float:
@@ -240,7 +239,7 @@ def draw(rows: Rows, axes: list[Any]) -> None:
     for number, (kinds, label, line) in enumerate(curves):
         values = [found[kind].of("accuracy") for kind in kinds]
         places = [sizes[kind] for kind in kinds]
-        points(axis, places, values, number, label=label, linestyle=line)
+        points(axis, places, values, number, capsize=3, label=label, linestyle=line)
     size_ticks(axis, sorted(set(sizes.values())))
     axis.margins(y=0.3)
     axis.set(xlabel="parameters", ylabel="test accuracy (%)", title="Sharing over depth")

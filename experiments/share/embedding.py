@@ -17,14 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.networks import gradient_difference
+from experiments.pictures import points
 from experiments.results import Claim, Table, held
 from experiments.share.common import (
     Tuned,
     count,
+    each_rate,
     each_tuned,
     finite,
     normals,
-    points,
     rates_note,
     ratio,
 )
@@ -93,9 +94,7 @@ def text(words: int, vocabulary: int) -> Tensor:
 
 
 def arms(config: Config) -> list[dict[str, Any]]:
-    return [
-        {"kind": kind, "learning_rate": rate} for kind in KINDS for rate in config.learning_rates
-    ]
+    return each_rate(KINDS, config.learning_rates)
 
 
 def work(arm: dict[str, Any], config: Config) -> float:
@@ -215,7 +214,7 @@ def draw(rows: Rows, axes: list[Any]) -> None:
     columns = {"train_perplexity": "training text", "perplexity": "test text"}
     for number, (column, label) in enumerate(columns.items()):
         values = [best.of(column) for _, best in found]
-        points(axis, range(len(found)), values, number, label=label)
+        points(axis, range(len(found)), values, number, capsize=3, linestyle="", label=label)
     axis.set(
         xticks=range(len(found)),
         xticklabels=[f"{KINDS[kind][0]}\n{count(best.rows)}" for kind, best in found],

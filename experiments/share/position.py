@@ -20,9 +20,11 @@ from experiments.share.common import (
     TEXT,
     advantage,
     count,
+    each_rate,
     each_tuned,
     finite,
     normals,
+    per_position,
     rates_note,
     small,
     some,
@@ -88,10 +90,8 @@ class Positions(nn.Module):
             patches = x[:, self.windows]  # (M, positions, pixels)
             maps = self.ops.linear_act(patches, self.weight, self.bias, "relu")
             features = maps.amax(1)
-        elif self.kind == "separate":  # a product per position, of PyTorch
-            patches = x[:, self.windows].transpose(0, 1)
-            maps = torch.baddbmm(self.bias.unsqueeze(1), patches, self.weight.mT)
-            features = maps.relu().amax(0)
+        elif self.kind == "separate":
+            features = per_position(x[:, self.windows], self.weight, self.bias).amax(0)
         else:
             features = self.ops.linear_act(x, self.weight, self.bias, "relu")
         return self.ops.linear_act(features, self.top_weight, self.top_bias)
@@ -120,9 +120,7 @@ def pasted(images: Tensor, columns: tuple[int, ...], background: float, seed: in
 
 
 def arms(config: Config) -> list[dict[str, Any]]:
-    return [
-        {"kind": kind, "learning_rate": rate} for kind in KINDS for rate in config.learning_rates
-    ]
+    return each_rate(KINDS, config.learning_rates)
 
 
 def work(arm: dict[str, Any], config: Config) -> float:

@@ -7,12 +7,10 @@ decides. Pairs are half of each kind.
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from experiments.networks import gradient_difference
-from experiments.pictures import curve
 from experiments.results import Claim, Table, held, more
 from experiments.share.common import (
     TEXT,
@@ -24,6 +22,7 @@ from experiments.share.common import (
     rates_note,
     size_ticks,
     some,
+    tuned_curve,
 )
 from experiments.statistics import Rows, interval
 from experiments.study import Setting
@@ -225,11 +224,7 @@ def _data(rows: Rows) -> list[Claim]:
 def draw(rows: Rows, axes: list[Any]) -> None:
     (axis,) = axes
     for number, kind in enumerate(KINDS):
-        own = rows[rows["kind"] == kind]
-        best = [dict(each_tuned(group, [kind]))[kind].rows for _, group in own.groupby("pairs")]
-        if best:
-            label = f"{KINDS[kind]}, {count(own)} parameters"
-            curve(axis, pd.concat(best), "pairs", "accuracy", number, label)
+        tuned_curve(axis, rows, "pairs", kind, number, KINDS[kind])
     size_ticks(axis, rows["pairs"].unique())
     axis.margins(y=0.3)
     axis.set(

@@ -16,6 +16,7 @@ import torch
 
 import manualgrad as mg
 from experiments.networks import Network
+from experiments.pictures import ticks
 from experiments.study import Setting
 
 KINDS = ("plain", "pre", "post", "out", "block")
@@ -77,9 +78,7 @@ def deep(
 def doubling(axis: Any, name: str, values: Any, text: str = "{:g}") -> None:
     """Make the axis "x" or "y" logarithmic, with these values on it and no others."""
     getattr(axis, f"set_{name}scale")("log", base=2)
-    ticks = sorted(set(values))
-    getattr(axis, f"set_{name}ticks")(ticks, [text.format(one) for one in ticks])
-    getattr(axis, f"set_{name}ticks")([], minor=True)
+    ticks(axis, values, text, name)
 
 
 def named(kind: str, branch: str) -> str:

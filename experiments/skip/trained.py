@@ -228,8 +228,8 @@ def draw(rows: Rows, axes: list[Any]) -> None:
         for axis, column in ((accuracy, "test_accuracy"), (loss, "train_loss")):
             there = together[together[column].notna()]
             curve(axis, there, "depth", column, number, named(kind, branch))
-        lost = together.groupby("depth")["train_loss"].count() == 0
-        lost = lost[lost].index
+        reached = together.groupby("depth")["train_loss"].count()
+        lost = [depth for depth, seeds in reached.items() if seeds == 0]
         accuracy.plot(lost, [10] * len(lost), "x", color=COLOURS[number], markersize=8)
     accuracy.plot([], [], "kx", label="diverged, all runs")
     accuracy.set(
