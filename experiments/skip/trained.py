@@ -228,8 +228,8 @@ def draw(rows: Rows, axes: list[Any]) -> None:
         for axis, column in ((accuracy, "test_accuracy"), (loss, "train_loss")):
             there = together[together[column].notna()]
             curve(axis, there, "depth", column, number, named(kind, branch))
-        reached = together.groupby("depth")["train_loss"].count()
-        lost = [depth for depth, seeds in reached.items() if seeds == 0]
+        depths_of = together.groupby("depth")["train_loss"]
+        lost = [depth for depth, losses in depths_of if len(losses.dropna()) == 0]
         accuracy.plot(lost, [10] * len(lost), "x", color=COLOURS[number], markersize=8)
     accuracy.plot([], [], "kx", label="diverged, all runs")
     accuracy.set(
