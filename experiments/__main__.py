@@ -11,7 +11,7 @@ import torch
 from experiments import batch, cost, report, share, skip, surface
 from experiments.data import DataError
 from experiments.pictures import picture
-from experiments.records import Journal, RecordError, as_csv, made_with, write_whole
+from experiments.records import Journal, RecordError, alone, as_csv, made_with, write_whole
 from experiments.rendering import as_markdown, made, on_screen, sections
 from experiments.runner import execute, in_order, runs_of, stop_workers
 from experiments.study import BACKENDS, DTYPES, Experiment, Setting, part_name
@@ -32,8 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         chosen = [_chosen(name) for name in _expanded(options.names)]
         setting = _setting(options)
         seeds = _seeds(options)
-        out = pathlib.Path(options.out)
-        out.mkdir(parents=True, exist_ok=True)
+        out = _directory(options.out)
         if "report" in options.names:
             return report.build(out, EXPERIMENTS)
         if setting.data == "mnist":
@@ -46,25 +45,45 @@ def main(arguments: list[str] | None = None) -> int:
         stop_workers()
         print(
             f"python -m experiments: a worker process was killed (is memory short? fewer --jobs "
-            f"need less); finished runs are in {options.out}/, the same command goes on",
+            f"need less); {_kept(options)}",
             file=sys.stderr,
         )
         return 1
     except KeyboardInterrupt:
         stop_workers()
-        print(
-            f"\npython -m experiments: interrupted; finished runs are in {options.out}/, the same "
-            f"command goes on",
-            file=sys.stderr,
-        )
+        print(f"\npython -m experiments: interrupted; {_kept(options)}", file=sys.stderr)
         return INTERRUPTED
     return 0 if all(good) else 1
+
+
+def _directory(name: str) -> pathlib.Path:
+    out = pathlib.Path(name)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = "it is a file" if out.is_file() else error.strerror
+        raise ValueError(f"--out {out} cannot be made: {why}; take another directory") from None
+    return out
+
+
+def _kept(options: argparse.Namespace) -> str:
+    there = [str(file) for file in sorted(pathlib.Path(options.out).glob("*.partial.csv"))]
+    if not there:
+        return "no run was finished since the last file was written"
+    return f"finished runs are in {', '.join(there)}, the same command goes on"
 
 
 def _run(
     experiment: Experiment, options: argparse.Namespace, setting: Setting, seeds: int, out
 ) -> bool:
     """Run, print, write. Whether our gradients are autograd's."""
+    with alone(_name(experiment), out):
+        return _run_alone(experiment, options, setting, seeds, out)
+
+
+def _run_alone(
+    experiment: Experiment, options: argparse.Namespace, setting: Setting, seeds: int, out
+) -> bool:
     name, budget = _name(experiment), options.budget
     runs = runs_of(experiment.parts, budget, setting, seeds)
     journal = Journal(out / f"{name}.partial.csv", made_with(budget, setting), options.fresh)
@@ -81,14 +100,13 @@ def _run(
     for section in found:
         print(on_screen(section) + "\n", flush=True)
     files = {
-        "csv": as_csv(rows),
-        "md": as_markdown(experiment, rows, found).encode(),
-        "png": picture(experiment, rows),
+        out / f"{name}.csv": as_csv(rows),
+        out / f"{name}.md": as_markdown(experiment, rows, found).encode(),
+        out / f"{name}.png": picture(experiment, rows),
     }
-    for suffix, content in files.items():
-        write_whole(out / f"{name}.{suffix}", content)
+    write_whole(files)
     journal.discard()
-    print(f"written: {', '.join(str(out / f'{name}.{suffix}') for suffix in files)}\n", flush=True)
+    print(f"written: {', '.join(map(str, files))}\n", flush=True)
     return all(section.agrees for section in found)
 
 

@@ -45,9 +45,21 @@ def _png(parts: list[ModuleType], rows: Rows) -> bytes:
     for part in parts:
         mine, axes = axes[: part.PANELS], axes[part.PANELS :]
         part.draw(part_rows(part, rows), mine)
+    for axis in figure.axes:
+        _linear_without_data(axis)
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=110, metadata={"Software": None})
     return out.getvalue()
+
+
+def _linear_without_data(axis) -> None:
+    """Where no number was drawn a logarithmic scale has no limits, and cannot be drawn either."""
+    for name in "xy":
+        if (
+            getattr(axis, f"get_{name}scale")() == "log"
+            and min(getattr(axis, f"get_{name}lim")()) <= 0
+        ):
+            getattr(axis, f"set_{name}scale")("linear")
 
 
 def curve(axis, rows: Rows, x: str, y: str, number: int, label: str, **style) -> None:

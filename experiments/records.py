@@ -1,5 +1,6 @@
 """Rows on disk: those of finished runs while an experiment is going on, all of them at its end."""
 
+import contextlib
 import csv
 import io
 import os
@@ -8,9 +9,10 @@ import platform
 import subprocess
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import filelock
 import pandas as pd
 import torch
 
@@ -65,25 +67,50 @@ def _commit() -> str:
     return head + ("+" if changed else "")
 
 
-def write_whole(file: pathlib.Path, content: bytes) -> None:
-    """Whoever reads the file finds the old one or the new one, whole.
+def write_whole(contents: dict[pathlib.Path, bytes]) -> None:
+    """Whoever reads a file finds the old one or the new one, whole; on a full disk all old ones.
 
-    Raises RecordError where that cannot be; what stood there before stays.
+    Raises RecordError where that cannot be.
     """
+    written: dict[str, pathlib.Path] = {}
+    file = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-        try:
+        for file, content in contents.items():
+            handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+            written[temporary] = file
             with os.fdopen(handle, "wb") as out:
                 out.write(content)
                 out.flush()
                 os.fsync(out.fileno())
             os.chmod(temporary, 0o644)
+        for temporary, file in list(written.items()):
             os.replace(temporary, file)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+            del written[temporary]
     except OSError as error:
         raise RecordError(f"{file} cannot be written: {error.strerror or error}") from None
+    finally:
+        for temporary in written:
+            os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def alone(name: str, out: pathlib.Path) -> Iterator[None]:
+    """Nobody else writes NAME's files in out meanwhile; raises RecordError if somebody does."""
+    file = out / f".{name}.lock"
+    lock = filelock.FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise RecordError(
+            f"another run of {name} is writing in {out}; wait for it, or take another --out"
+        ) from None
+    except OSError as error:
+        raise RecordError(f"{out} cannot be written in: {error.strerror or error}") from None
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        lock.release()
 
 
 def as_csv(rows: Rows) -> bytes:
@@ -143,7 +170,7 @@ class Journal:
         text = as_csv(pd.DataFrame(new, columns=columns)).decode()
         header, *lines = text.splitlines()
         self._lines += [f"{line},{_check_sum(line)}\n" for line in lines]
-        write_whole(self.file, "".join([f"{header},check\n", *self._lines]).encode())
+        write_whole({self.file: "".join([f"{header},check\n", *self._lines]).encode()})
 
     def discard(self) -> None:
         self.file.unlink(missing_ok=True)

@@ -27,7 +27,8 @@ def build(out: pathlib.Path, experiments: dict[str, Experiment]) -> int:
         raise RecordError(f"{out} holds no {', '.join(f'{n}.csv' for n in experiments)} to report")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     file = out / "report.html"
-    write_whole(file, environment.from_string(PAGE.read_text()).render(experiments=pages).encode())
+    page = environment.from_string(PAGE.read_text()).render(experiments=pages)
+    write_whole({file: page.encode()})
     print(f"written: {file}, of {', '.join(page['name'] for page in pages)}")
     return 0
 

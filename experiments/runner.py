@@ -2,6 +2,7 @@
 
 import importlib
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -92,8 +93,10 @@ def _parallel(runs: list[Run], jobs: int, executor: str) -> Iterator[tuple[Key, 
         finally:
             torch.set_num_threads(threads)
         return
-    with joblib.parallel_config(backend=executor, n_jobs=jobs):
-        parallel: Any = joblib.Parallel(return_as="generator_unordered", batch_size="auto")
+    with joblib.parallel_config(backend=executor, n_jobs=jobs), warnings.catch_warnings():
+        # of an error's end: what else was on its way is lost, and done again by the next call
+        warnings.filterwarnings("ignore", "[0-9]+ tasks have been successfully executed")
+        parallel: Any = joblib.Parallel(return_as="generator_unordered", batch_size=1)
         yield from parallel(joblib.delayed(measured)(run) for run in runs)
 
 

@@ -27,6 +27,8 @@ class Interval(NamedTuple):
     def text(self, digits: int = 2) -> str:
         if self.n == 0:
             return "-"
+        if self.n == 1:
+            return f"{self.mean:.{digits}f}"
         return f"{self.mean:.{digits}f} +- {self.half:.{digits}f}"
 
 

@@ -28,7 +28,7 @@ DIVERGED = 1.0  # a loss above this, or none
 class Config:
     width: int = 64
     examples: int = 1024
-    batches: tuple[int, ...] = (4, 16, 64, 256, 1024)
+    batches: tuple[int, ...] = (8, 16, 64, 256, 1024)
     epochs: int = 10
     updates: int = 160
     # beside the rules' rates, as multiples of the base rate, with that many epochs and updates
@@ -44,6 +44,7 @@ CONFIGS = {
     ),
     "quick": Config(),
     "full": Config(
+        batches=(4, 16, 64, 256, 1024),
         epochs=20,
         updates=320,
         epoch_factors=(0.25, 0.5, 1.0, 2.0, 4.0, 8.0),

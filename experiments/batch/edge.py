@@ -167,7 +167,8 @@ def draw(rows: Rows, axes: list[Any]) -> None:
     for number, (rate, group) in enumerate(rows.groupby("learning_rate", sort=False)):
         curve(axis, group, "batch", "lambda_eta", number, f"learning rate {rate:g}")
     axis.axhline(2, color="black", linestyle=":")
-    axis.text(rows["batch"].min(), 2.03, "2: the edge of stability", va="bottom")
+    across = axis.get_yaxis_transform()
+    axis.text(0.02, 2.03, "2: the edge of stability", va="bottom", transform=across)
     axis.set(
         xscale="log",
         ylim=(0, 2.4),

@@ -39,7 +39,7 @@ class Config:
 
 CONFIGS = {
     "smoke": Config(batches=(1, 8, 64, 256), draws=100, updates=(0, 100), checked=32),
-    "quick": Config(draws=100),
+    "quick": Config(draws=100, updates=(0, 100, 500, 2000)),
     "full": Config(draws=1000, updates=(0, 10, 100, 1000, 4000, 10000), checked=1024),
 }
 

@@ -34,7 +34,7 @@ CALIBRATED = {
     0.0: {
         1: (2**-6, 960),
         2: (2**-5, 590),
-        4: (2**-3, 390),
+        4: (2**-4, 390),
         8: (2**-3, 200),
         16: (2**-2, 100),
         32: (2**-1, 63),
@@ -64,7 +64,7 @@ CALIBRATED = {
 class Config:
     width: int = 64
     examples: int = 1024  # that are trained on, and whose loss is the target
-    batches: tuple[int, ...] = (2, 8, 32, 128, 256, 1024)
+    batches: tuple[int, ...] = (4, 16, 64, 256, 1024)
     momenta: tuple[float, ...] = (0.0, 0.9)
     factors: tuple[float, ...] = (0.5, 1.0, 2.0)  # of the calibrated rate
     patience: float = 2.5  # of the calibrated updates

@@ -42,7 +42,7 @@ MOST = 1.05  # error of the tied over that of the untied: what counts as no loss
 @dataclass(frozen=True)
 class Config:
     activations: tuple[str, ...] = ("identity", "relu", "tanh")
-    learning_rates: tuple[float, ...] = (0.4, 0.8, 1.6)
+    learning_rates: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8, 1.6)
     updates: int = 800
     batch: int = 32
     momentum: float = 0.9
@@ -56,7 +56,7 @@ CONFIGS = {
     "quick": Config(),
     "full": Config(
         activations=("identity", "relu", "sigmoid", "tanh"),
-        learning_rates=(0.2, 0.4, 0.8, 1.6, 3.2),
+        learning_rates=(0.05, 0.1, 0.2, 0.4, 0.8, 1.6),
         updates=2000,
     ),
 }

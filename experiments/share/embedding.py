@@ -46,7 +46,7 @@ SAME = 1.05  # perplexity over the untied one's: what counts as about equal
 
 @dataclass(frozen=True)
 class Config:
-    learning_rates: tuple[float, ...] = (0.5, 1.0, 2.0)
+    learning_rates: tuple[float, ...] = (2.0, 4.0, 8.0)
     updates: int = 400
     batch: int = 64
     width: int = 32
@@ -58,7 +58,7 @@ CONFIGS = {
     "smoke": Config(learning_rates=(1.0,), updates=60),
     "quick": Config(),
     "full": Config(
-        learning_rates=(0.3, 1.0, 3.0), updates=3000, width=64, vocabulary=2000, words=60_000
+        learning_rates=(1.0, 2.0, 4.0, 8.0), updates=3000, width=64, vocabulary=2000, words=60_000
     ),
 }
 

@@ -7,6 +7,7 @@ decides. Pairs are half of each kind.
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -40,7 +41,7 @@ KINDS = {
 @dataclass(frozen=True)
 class Config:
     pairs: tuple[int, ...] = (256, 1024)
-    learning_rates: tuple[float, ...] = (0.1, 0.3, 1.0)
+    learning_rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
     updates: int = 600
     batch: int = 32
     hidden: int = 64
@@ -52,7 +53,9 @@ class Config:
 CONFIGS = {
     "smoke": Config(pairs=(256,), learning_rates=(0.1,), updates=400),
     "quick": Config(),
-    "full": Config(pairs=(256, 1024, 4096), learning_rates=(0.03, 0.1, 0.3, 1.0), updates=1500),
+    "full": Config(
+        pairs=(256, 1024, 4096), learning_rates=(0.03, 0.1, 0.3, 1.0, 3.0), updates=1500
+    ),
 }
 
 
@@ -181,8 +184,15 @@ def claims(rows: Rows) -> list[Claim]:
 
 
 def _symmetry(rows: Rows) -> list[Claim]:
+    """Of every run of shared towers; of separate ones at their best rate, for at a bad one both
+    may answer "no" to everything, in any order."""
     shared = rows[(rows["kind"] == "shared") & rows["train_loss"].notna()]["agreement"]
-    separate = rows[(rows["kind"] != "shared") & rows["train_loss"].notna()]["agreement"]
+    best = [
+        tuned.rows["agreement"]
+        for _, group in rows[rows["kind"] != "shared"].groupby("pairs")
+        for _, tuned in each_tuned(group, list(KINDS))
+    ]
+    separate = pd.concat([*best, pd.Series(dtype="float64")])
     measured = f"shared: {shared.min():g} % at least; separate: {separate.max():.1f} % at most"
     return [
         Claim(
@@ -190,7 +200,7 @@ def _symmetry(rows: Rows) -> list[Claim]:
             "do not",
             TEXT,
             measured,
-            "shared: 100 % in each run; separate: below 100 % in each run",
+            "shared: 100 % in each run; separate, at the best rate: below 100 % in each",
             held(bool(shared.min() == 100 and separate.max() < 100), bool(shared.min() < 100)),
         )
     ]
