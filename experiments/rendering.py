@@ -3,10 +3,12 @@
 import textwrap
 from dataclasses import dataclass
 
+from markdown_it import MarkdownIt
+
 from experiments.records import MADE_WITH
 from experiments.results import Claim, Table, claims_table
 from experiments.statistics import Rows
-from experiments.study import Experiment, first_line, part_name, part_rows
+from experiments.study import Experiment, first_line, part_name, part_rows, text_of
 
 # the largest difference of gradients that rounding explains, relative to the largest entry
 ROUNDING = {"float64": 1e-9, "float32": 1e-3}
@@ -18,10 +20,15 @@ class Section:
 
     name: str
     question: str
+    text: str  # claim, design and limits, in Markdown
     tables: list[Table]
     claims: list[Claim]
     difference: float
     dtype: str
+
+    @property
+    def html(self) -> str:
+        return MarkdownIt().render(self.text)
 
     @property
     def agrees(self) -> bool:
@@ -46,6 +53,7 @@ def sections(experiment: Experiment, rows: Rows) -> list[Section]:
                 Section(
                     part_name(part),
                     first_line(part),
+                    text_of(part),
                     part.tables(own),
                     part.claims(own),
                     float(own["gradient_difference"].max()),
@@ -85,6 +93,7 @@ def as_markdown(experiment: Experiment, rows: Rows, found: list[Section]) -> str
     lines += ["Means over seeds +- half the 95 % Student-t interval.", "", f"![]({name}.png)", ""]
     for section in found:
         lines += [f"## {section.name}: {section.question}", ""]
+        lines += [section.text, ""] if section.text else []
         for table in section.tables:
             lines += [f"**{table.title}**", "", table.text("github"), ""]
             lines += [table.note, ""] if table.note else []

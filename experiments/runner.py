@@ -96,7 +96,8 @@ def _parallel(runs: list[Run], jobs: int, executor: str) -> Iterator[tuple[Key, 
     with joblib.parallel_config(backend=executor, n_jobs=jobs), warnings.catch_warnings():
         # of an error's end: what else was on its way is lost, and done again by the next call
         warnings.filterwarnings("ignore", "[0-9]+ tasks have been successfully executed")
-        parallel: Any = joblib.Parallel(return_as="generator_unordered", batch_size=1)
+        one_by_one: Any = {"batch_size": 1, "return_as": "generator_unordered"}
+        parallel: Any = joblib.Parallel(**one_by_one)
         yield from parallel(joblib.delayed(measured)(run) for run in runs)
 
 

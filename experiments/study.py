@@ -12,13 +12,15 @@ An experiment is a package, and each of its questions a module in it, a part, wi
 
 and, where needed, DTYPE = "float64" (what it asks wants that, whatever --dtype says), ALONE = True
 (it measures time: nothing runs beside it) and work(arm, config), the relative length of a run. Its
-docstring's first line is its question. Tables, claims and pictures are made from rows alone, so
+docstring's first line is its question; what is claimed, how it is asked and what the answer cannot
+say stand in a file of its name that ends in .md. Tables, claims and pictures are made from rows alone, so
 that a file of rows is all that has to be kept. A row's cells are numbers and texts, NaN for what
 did not happen (a diverged loss); every run has a row with a gradient_difference, the largest
 between our gradients and native autograd's.
 """
 
 import functools
+import pathlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import ModuleType
@@ -91,6 +93,12 @@ class Experiment:
 
 def first_line(module: ModuleType) -> str:
     return (module.__doc__ or "").strip().splitlines()[0]
+
+
+def text_of(part: ModuleType) -> str:
+    """The part's claim, design and limits, in Markdown; "" for one without that file."""
+    file = pathlib.Path(part.__file__ or "").with_suffix(".md")
+    return file.read_text().strip() if file.exists() else ""
 
 
 def part_name(part: ModuleType) -> str:
