@@ -13,10 +13,10 @@ An experiment is a package, and each of its questions a module in it, a part, wi
 and, where needed, DTYPE = "float64" (what it asks wants that, whatever --dtype says), ALONE = True
 (it measures time: nothing runs beside it) and work(arm, config), the relative length of a run. Its
 docstring's first line is its question; what is claimed, how it is asked and what the answer cannot
-say stand in a file of its name that ends in .md. Tables, claims and pictures are made from rows alone, so
-that a file of rows is all that has to be kept. A row's cells are numbers and texts, NaN for what
-did not happen (a diverged loss); every run has a row with a gradient_difference, the largest
-between our gradients and native autograd's.
+say stand beside it in Markdown, in a file of its name. Tables, claims and pictures are made from
+rows alone, so that a file of rows is all that has to be kept. A row's cells are numbers and texts,
+NaN for what did not happen (a diverged loss); every run has a row with a gradient_difference, the
+largest between our gradients and native autograd's.
 """
 
 import functools
@@ -97,7 +97,7 @@ def first_line(module: ModuleType) -> str:
 
 def text_of(part: ModuleType) -> str:
     """The part's claim, design and limits, in Markdown; "" for one without that file."""
-    file = pathlib.Path(part.__file__ or "").with_suffix(".md")
+    file = pathlib.Path(getattr(part, "__file__", None) or "none.py").with_suffix(".md")
     return file.read_text().strip() if file.exists() else ""
 
 
