@@ -83,6 +83,13 @@ def points(axis, places: Sequence, values: Sequence[Interval], number: int, **st
     )
 
 
+def legend_below(axis, **style) -> None:
+    """A legend under all that is drawn, where the axis is lengthened for it."""
+    low, high = axis.get_ylim()
+    axis.set_ylim(low - 0.5 * (high - low), high)
+    axis.legend(loc="lower right", **style)
+
+
 def ticks(axis, values, text: str = "{:,.0f}", of: str = "x") -> None:
     """Ticks of a logarithmic axis "x" or "y" at these values, and nowhere else."""
     at = sorted(set(values))

@@ -195,3 +195,4 @@ def draw(rows: Rows, axes: list[Any]) -> None:
         ticks(axis, rows["batch" if axis is batch else "layers"].unique())
         axis.minorticks_off()
         axis.legend()
+    ticks(memory, [0.25, 0.5, 1, 2], "{:g}", of="y")

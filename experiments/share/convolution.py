@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.networks import gradient_difference
+from experiments.pictures import legend_below
 from experiments.results import Claim, Table, more
 from experiments.share.common import (
     SIDE,
@@ -44,7 +45,7 @@ KINDS = {
 @dataclass(frozen=True)
 class Config:
     learning_rates: tuple[float, ...] = (0.1,)
-    examples: tuple[int, ...] = (128,)
+    examples: tuple[int, ...] = (64, 256)
     updates: int = 600
     batch: int = 32
     channels: int = 16
@@ -52,9 +53,9 @@ class Config:
 
 
 CONFIGS = {
-    "smoke": Config(updates=100),
+    "smoke": Config(updates=100, examples=(128,)),
     "quick": Config(),
-    "full": Config(learning_rates=(0.03, 0.1, 0.3), examples=(128, 512, 1024), updates=1500),
+    "full": Config(learning_rates=(0.03, 0.1, 0.3), examples=(64, 256, 1024), updates=1500),
 }
 
 
@@ -160,10 +161,9 @@ def draw(rows: Rows, axes: list[Any]) -> None:
     for number, kind in enumerate(KINDS):
         tuned_curve(axis, rows, "examples", kind, number, KINDS[kind], "first_layer")
     size_ticks(axis, rows["examples"].unique())
-    axis.margins(y=0.4)
     axis.set(
         xlabel="training examples",
         ylabel="test accuracy (%)",
         title="Centred digits: 3 x 3 patches",
     )
-    axis.legend(loc="upper left", title="first layer")
+    legend_below(axis, title="first layer")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import manualgrad as mg
 from experiments.networks import gradient_difference, gradients
-from experiments.pictures import points
+from experiments.pictures import legend_below, points
 from experiments.results import Claim, Table, held, less, more
 from experiments.share.common import (
     Tuned,
@@ -241,6 +241,5 @@ def draw(rows: Rows, axes: list[Any]) -> None:
         places = [sizes[kind] for kind in kinds]
         points(axis, places, values, number, capsize=3, label=label, linestyle=line)
     size_ticks(axis, sorted(set(sizes.values())))
-    axis.margins(y=0.3)
     axis.set(xlabel="parameters", ylabel="test accuracy (%)", title="Sharing over depth")
-    axis.legend(loc="upper left")
+    legend_below(axis)

@@ -244,12 +244,13 @@ def draw(rows: Rows, axes: list[Any]) -> None:
             label=f"{column} columns",
         )
     axis.axhline(CHANCE, color="black", linestyle=":", label="chance")
-    names = [f"{kind}\n{count(best.rows)} parameters" for kind, best in found]
+    names = [f"{kind}\n{count(best.rows)}" for kind, best in found]
     axis.set(
         xticks=range(len(found)),
         xticklabels=names,
         ylim=(0, 125),
         yticks=range(0, 101, 20),
+        xlabel="network, and parameters",
         ylabel="test accuracy (%)",
         title="Sharing over positions",
     )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.networks import gradient_difference
+from experiments.pictures import legend_below
 from experiments.results import Claim, Table, held, more
 from experiments.share.common import (
     TEXT,
@@ -236,10 +237,9 @@ def draw(rows: Rows, axes: list[Any]) -> None:
     for number, kind in enumerate(KINDS):
         tuned_curve(axis, rows, "pairs", kind, number, KINDS[kind])
     size_ticks(axis, rows["pairs"].unique())
-    axis.margins(y=0.3)
     axis.set(
         xlabel="training pairs",
         ylabel="test accuracy (%)",
         title="Same digit or not: two towers",
     )
-    axis.legend(loc="lower right")
+    legend_below(axis)
