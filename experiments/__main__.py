@@ -212,7 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--executor",
         default="loky",
-        help="a joblib backend: loky, or dask, ray (docs/experiments.md)",
+        help="a joblib backend: loky, or of a cluster, dask or ray (docs/experiments.md)",
     )
     add("--out", default="results", metavar="DIR", help="where files are written; default: results")
     add("--fresh", action="store_true", help="do not go on from an interrupted run's rows")

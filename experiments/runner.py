@@ -1,6 +1,7 @@
 """Runs of an experiment's arms, each once per seed: in parallel, resumable, with progress."""
 
 import importlib
+import importlib.util
 import time
 import warnings
 from collections.abc import Iterator
@@ -93,12 +94,42 @@ def _parallel(runs: list[Run], jobs: int, executor: str) -> Iterator[tuple[Key, 
         finally:
             torch.set_num_threads(threads)
         return
+    _connect(executor)
     with joblib.parallel_config(backend=executor, n_jobs=jobs), warnings.catch_warnings():
         # of an error's end: what else was on its way is lost, and done again by the next call
         warnings.filterwarnings("ignore", "[0-9]+ tasks have been successfully executed")
-        one_by_one: Any = {"batch_size": 1, "return_as": "generator_unordered"}
-        parallel: Any = joblib.Parallel(**one_by_one)
-        yield from parallel(joblib.delayed(measured)(run) for run in runs)
+        at_once: Any = {"batch_size": 1}
+        tasks: Any = [joblib.delayed(measured)(run) for run in runs]
+        if executor == "ray":  # its backend hands results back by the list
+            count = 2 * joblib.effective_n_jobs()
+            for first in range(0, len(tasks), count):
+                found: Any = joblib.Parallel(**at_once)(tasks[first : first + count])
+                yield from found
+            return
+        parallel: Any = joblib.Parallel(return_as="generator_unordered", **at_once)
+        yield from parallel(tasks)
+
+
+def _connect(executor: str) -> None:
+    """To a cluster's scheduler, at the address in the variable of environment that it reads.
+
+    DASK_SCHEDULER_ADDRESS or RAY_ADDRESS; without, to one of its own on this machine.
+    """
+    packages = {"dask": "distributed", "ray": "ray"}
+    if executor in packages and importlib.util.find_spec(packages[executor]) is None:
+        raise ValueError(
+            f"--executor {executor} needs the package {packages[executor]}: install it"
+        )
+    if executor == "dask":
+        from distributed import Client  # pyright: ignore[reportMissingImports]
+
+        Client()
+    elif executor == "ray":
+        import ray  # pyright: ignore[reportMissingImports]
+        from ray.util.joblib import register_ray  # pyright: ignore[reportMissingImports]
+
+        ray.init(ignore_reinit_error=True)
+        register_ray()
 
 
 def stop_workers() -> None:

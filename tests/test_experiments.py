@@ -1,6 +1,7 @@
 """The command line of experiments, with one that takes no time."""
 
 import errno
+import importlib.util
 import os
 import sys
 import types
@@ -176,12 +177,15 @@ BAD = {
     "no directory of data": (("fake", "--data", "mnist"), "needs --data-dir"),
     "no data there": (("fake", "--data", "mnist", "--data-dir", "/nowhere"), "/nowhere"),
     "no device": (("fake", "--device", "nothing"), "--device nothing cannot be used here"),
+    "no executor": (("fake", "--executor", "nobody"), "Invalid backend: nobody"),
+    "no package": (("fake", "--executor", "dask"), "needs the package distributed: install it"),
     "a file for --out": (("fake", "--out", __file__), "it is a file; take another directory"),
 }
 
 
 @pytest.mark.parametrize(("words", "said"), BAD.values(), ids=BAD)
-def test_a_bad_command_line_is_one_line(fake, tmp_path, capsys, words, said):
+def test_a_bad_command_line_is_one_line(fake, tmp_path, capsys, monkeypatch, words, said):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert command.main(["--out", str(tmp_path), *words]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
