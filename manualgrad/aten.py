@@ -8,6 +8,7 @@ formulas, infinities included.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -31,17 +32,33 @@ __all__ = [
 
 IDENTITY = ACTIVATIONS["identity"]
 A = torch.ops.aten
+CHECKED = 1 << 14  # entries
 ELU = A.elu_backward.default  # (adjoint, alpha, scale, input_scale, is_result, z)
 
 
-def _tail(sigma: Callable) -> Callable:
-    """sigma(z) where ATen's own kernel, in place if it has one, multiplies -inf by 0."""
-    return lambda z: sigma(z.clamp(min=-FAR))
+def _checked(kernel: Callable, exact: Callable) -> Callable:
+    """kernel, or exact where kernel's result has a NaN: some kernels of ATen multiply inf by 0.
+
+    Of a large matrix a sum, which a NaN makes NaN, is cheaper than the passes that exact adds.
+    """
+
+    def checked(*tensors):
+        if tensors[-1].numel() < CHECKED or not all(map(compat.readable, tensors)):
+            return exact(*tensors)
+        found = kernel(*tensors)
+        return exact(*tensors) if math.isnan(found.sum().item()) else found
+
+    return checked
+
+
+def _tail(sigma: Callable, in_place: Callable | None = None) -> Callable:
+    """sigma(z) where ATen's own kernel multiplies -inf by 0."""
+    return _checked(sigma, lambda z: (in_place or sigma)(z.clamp(min=-FAR)))
 
 
 def _tails(times_prime: Callable) -> Callable:
     """adjoint * sigma'(z) where ATen's own kernel multiplies +-inf by 0."""
-    return lambda v, z: times_prime(v, z.clamp(min=-FAR, max=FAR))
+    return _checked(times_prime, lambda v, z: times_prime(v, z.clamp(min=-FAR, max=FAR)))
 
 
 def _gelu(z):
@@ -70,10 +87,10 @@ ONE_PASS: dict[str, tuple[Callable, Callable]] = {
         F.softplus,
         lambda v, z, beta=1.0, threshold=20.0: A.softplus_backward.default(v, z, beta, threshold),
     ),
-    "silu": (_tail(A.silu_.default), _tails(A.silu_backward.default)),
-    "mish": (_tail(A.mish_.default), _tails(A.mish_backward.default)),
-    "hardswish": (_tail(A.hardswish_.default), A.hardswish_backward.default),
-    "gelu": (_gelu, _tails(A.gelu_backward.default)),
+    "silu": (_tail(F.silu, A.silu_.default), _tails(A.silu_backward.default)),
+    "mish": (_tail(F.mish, A.mish_.default), _tails(A.mish_backward.default)),
+    "hardswish": (_tail(F.hardswish, A.hardswish_.default), A.hardswish_backward.default),
+    "gelu": (_checked(F.gelu, _gelu), _tails(A.gelu_backward.default)),
     "gelu_tanh": (
         _tail(lambda z: F.gelu(z, approximate="tanh")),
         _tails(lambda v, z: A.gelu_backward.default(v, z, approximate="tanh")),

@@ -70,6 +70,16 @@ def has_memory(tensor: torch.Tensor) -> bool:
     return True
 
 
+def readable(tensor: torch.Tensor) -> bool:
+    """Its numbers are there to be looked at: in memory of the CPU, and nobody is tracing."""
+    return (
+        type(tensor) is torch.Tensor
+        and tensor.device.type == "cpu"
+        and not (torch.compiler.is_compiling() or transforms_active() or dispatch_modes_active())
+        and has_memory(tensor)
+    )
+
+
 def release_saved_tensors(ctx) -> None:
     """Let go of ctx's saved tensors now, unless the graph is retained or being traced.
 

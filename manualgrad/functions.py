@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from manualgrad import backends, compat, composite, equations
+from manualgrad import backends, compat, composite, equations, tiling
 from manualgrad import ops as operators
 from manualgrad.activations import Activation
 from manualgrad.chain import Chain, merged, shares
@@ -27,7 +27,7 @@ from manualgrad.differentiable import differentiable
 from manualgrad.listening import active as listening
 from manualgrad.listening import noting
 from manualgrad.ops import backend_for
-from manualgrad.walks import IDENTITY, Adjoints, backward_pass, forward_pass, kept_for_backward
+from manualgrad.walks import IDENTITY, Adjoints, backward_pass, kept_for_backward, unpacked
 
 
 class LinearActFunction(Function):
@@ -99,13 +99,13 @@ class MLPFunction(Function):
     @staticmethod
     def forward(x: Tensor, chain: Chain, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         """x (M, K); tensors W1 (N1, K), b1 (N1,) or None, ...  Returns (a^L, hidden ones)."""
-        output = forward_pass(chain, x, tensors)
-        return output[:1] if chain.recompute else output
+        return tiling.forward(chain, x, tensors)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
         x, chain, *tensors = inputs
         ctx.chain, ctx.device = chain, output[0].device
+        ctx.rows = tiling.rows_at_once(chain, x, tensors)
         ctx.set_materialize_grads(False)
         if chain.recompute:
             ctx.save_for_backward(x, *tensors)
@@ -127,6 +127,12 @@ class MLPFunction(Function):
             return (None,) * (2 + len(needs))
         saved = list(ctx.saved_tensors)
         compat.release_saved_tensors(ctx)
+        listened = listening and not compat.transforms_active()
+        by_tiles = ctx.rows and not (listened or _to_be_differentiated())
+        if by_tiles and tiling.takes(grad_a, grad_hidden):
+            adjoint = cast(Tensor, grad_a)
+            grad_x, *grads = tiling.backward(chain, saved, (needs_x, *needs), adjoint, ctx.rows)
+            return grad_x, None, *grads
         if chain.recompute:
             chain = chain.but(recompute=False)
             x, *tensors = saved
@@ -134,15 +140,13 @@ class MLPFunction(Function):
             output = again(x, chain, *tensors)
             saved = kept_for_backward(chain, x, tensors, output, (needs_x, *needs))
             del x, tensors, output
-        tensors, s = saved[: len(needs)], saved[len(needs) : len(needs) + top + 1]
-        a_kept = dict(zip(sorted(chain.outs), saved[len(needs) + chain.depth + 1 :], strict=False))
-        del saved
+        tensors, s, a_kept = unpacked(chain, saved, len(needs))
+        del saved, s[top + 1 :]
         ops: ModuleType = equations
         if _to_be_differentiated():
             chain = chain.but(acts=tuple(map(differentiable, chain.acts)))
         else:
             ops = backend_for(cast(Tensor, s[top]) if grad_a is None else grad_a)
-        listened = listening and not compat.transforms_active()
         note = noting(ctx, (needs_x, *needs)) if listened else None
         grad_x, *grads = backward_pass(
             ops, chain, tensors, s, a_kept, (needs_x, *needs), sent, note

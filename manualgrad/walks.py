@@ -105,6 +105,16 @@ def kept_for_backward(chain: Chain, x: Tensor, tensors, output, needs) -> list[T
     return [*wanted, *s, *a_kept.values()]
 
 
+def unpacked(chain: Chain, kept: Sequence[Any], count: int) -> tuple[list, list, dict[int, Any]]:
+    """What kept_for_backward chose, of ``count`` tensors: those, s^0..s^L and {l: a^l}."""
+    tensors, s, a = (
+        kept[:count],
+        kept[count : count + chain.depth + 1],
+        kept[count + chain.depth + 1 :],
+    )
+    return list(tensors), list(s), dict(zip(sorted(chain.outs), a, strict=False))
+
+
 class Adjoints:
     """What arrives at each z^l and a^l besides BP2's product: from skips, and from outside.
 
@@ -144,10 +154,12 @@ class Walk:
 
     __slots__ = ("a_kept", "chain", "grads", "needs", "ops", "sent", "tensors")
 
-    def __init__(self, ops: ModuleType, chain: Chain, tensors, a_kept, needs, sent: Adjoints):
+    def __init__(
+        self, ops: ModuleType, chain: Chain, tensors, a_kept, needs, sent: Adjoints, grads: Any
+    ):
         self.ops, self.chain, self.tensors, self.needs, self.sent = ops, chain, tensors, needs, sent
         self.a_kept: dict[int, Tensor] = a_kept
-        self.grads: list[Tensor | None] = [None] * len(needs)
+        self.grads: list[Tensor | None] = grads or [None] * len(needs)
 
     def error(self, l: int, grad_a: Tensor | None, s: Any) -> tuple[Any, Any]:
         """BP1 at layer l, from the adjoint of a^l; to delta comes what else arrives at z^l."""
@@ -212,18 +224,27 @@ class Walk:
 
 
 def backward_pass(
-    ops: ModuleType, chain: Chain, tensors, s, a_kept, needs, sent: Adjoints, note: Any = None
+    ops: ModuleType,
+    chain: Chain,
+    tensors,
+    s,
+    a_kept,
+    needs,
+    sent: Adjoints,
+    note: Any = None,
+    grads: Any = None,
 ):
     """BP1 at the top, then BP3, BP2, BP4 per layer, down to the lowest tensor that needs it.
 
     tensors, s^0..s^top, a_kept {l: a^l}: what kept_for_backward chose; s is emptied on the way, so
     that each tensor dies once used. needs: of x, then of each tensor. sent: what arrives from
-    outside. note: called with each layer's slot, delta and a, if given.
+    outside. note: called with each layer's slot, delta and a, if given. grads: of the tensors, by
+    other examples, to add to.
     Returns the gradients of x and of each tensor, None where ``needs`` is False.
     """
     needs_x, *needs = needs
     lowest, top = chain.lowest(needs_x, needs), len(s) - 1
-    walk = Walk(ops, chain, tensors, a_kept, needs, sent)
+    walk = Walk(ops, chain, tensors, a_kept, needs, sent, grads)
     grads, acts, slots, outs = walk.grads, chain.acts, chain.slots, chain.outs
     skips, scales, at_a, at_z = bool(chain.branches), False, sent.a, sent.z
     bp2, bp3, bp4 = ops.bp2_propagate_error, ops.bp3_bias_gradient, ops.bp4_weight_gradient

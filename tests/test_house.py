@@ -35,6 +35,7 @@ LAYERS = [
     {"manualgrad.routed", "manualgrad.composite"},
     {"manualgrad.tuning", "manualgrad.ops"},
     {"manualgrad.walks", "manualgrad.operands"},
+    {"manualgrad.tiling"},
     {"manualgrad.functions"},
     {"manualgrad.functional", "manualgrad.losses", "manualgrad.capture"},
     {"manualgrad.explanation", "manualgrad.dag"},

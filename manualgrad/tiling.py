@@ -1,0 +1,103 @@
+"""A chain on a CPU in tiles of rows: all its layers on some examples while those are in cache.
+
+Examples do not meet before BP3 and BP4, which sum over them. So the walks of manualgrad.walks may
+take some rows after others: what is kept is written into whole matrices, and the gradients of
+parameters are summed over tiles, as they are over the uses of a shared parameter. Results differ
+from those of one walk by the rounding of sums in another order, and by nothing else.
+
+Where all rows walk together, each layer's output has left the cache when the next one reads it,
+and each error when BP3 and BP4 do. In tiles only what backward keeps goes to memory; with recompute
+not even that.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manualgrad import aten, compat
+from manualgrad.chain import Chain
+from manualgrad.ops import PLAIN, backend_for
+from manualgrad.walks import (
+    Adjoints,
+    backward_pass,
+    forward_pass,
+    kept_for_backward,
+    unpacked,
+)
+
+ENTRIES = 1 << 18  # of the widest activation in a tile: a megabyte in float32
+LEAST_ROWS = 512  # a product of fewer rows is slow for its size
+WIDEST = 512  # wider layers are bound by their products, whose weights would be read per tile
+CACHE = 48 << 20  # bytes: smaller activations, all layers' together, stay in a cache as they are
+DTYPES = (torch.float32, torch.float64)  # ATen's products of 16-bit types gain nothing
+
+
+def rows_at_once(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> int:
+    """How many rows of x (M, K) a tile has; 0 where the chain takes all of them together."""
+    if torch.compiler.is_compiling() or compat.transforms_active() or chain.depth < 2:
+        return 0
+    M = x.shape[0]
+    if M < 2 * LEAST_ROWS or x.dtype not in DTYPES or backend_for(x) is not aten or x.is_cuda:
+        return 0
+    if not all(tensor is None or type(tensor) in PLAIN for tensor in (x, *tensors)):
+        return 0
+    weights = [tensors[weight_at] for weight_at, _ in chain.slots[1:]]
+    widest = max(size for weight in weights for size in weight.shape)
+    if widest > WIDEST or M * widest * chain.depth * x.element_size() < CACHE:
+        return 0
+    rows = max(LEAST_ROWS, ENTRIES // widest)
+    return rows if 2 * rows <= M else 0
+
+
+def forward(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> tuple[Tensor, ...]:
+    """forward_pass, in tiles where that pays.  With recompute a^L alone."""
+    count = 1 if chain.recompute else None
+    rows = rows_at_once(chain, x, tensors)
+    if not rows:
+        return forward_pass(chain, x, tensors)[:count]
+    whole: tuple[Tensor, ...] = ()
+    for first in range(0, x.shape[0], rows):
+        part = forward_pass(chain, x[first : first + rows], tensors)[:count]
+        whole = whole or tuple(tile.new_empty(x.shape[0], tile.shape[1]) for tile in part)
+        for matrix, tile in zip(whole, part, strict=True):
+            matrix[first : first + rows] = tile
+    return whole
+
+
+def takes(grad_a: Any, grad_hidden: Sequence[Any]) -> bool:
+    """Whether what arrives at a chain is one plain matrix, to be walked down in tiles."""
+    if torch.compiler.is_compiling() or grad_hidden.count(None) < len(grad_hidden):
+        return False
+    return type(grad_a) is Tensor and grad_a.device.type == "cpu" and compat.has_memory(grad_a)
+
+
+def backward(
+    chain: Chain, saved: list[Any], needs: Sequence[bool], grad_a: Tensor, rows: int
+) -> list[Tensor | None]:
+    """backward_pass over tiles of so many rows.  grad_a (M, N_L).
+
+    saved: x and the chain's tensors with recompute, else what kept_for_backward chose.
+    Returns the gradients of x and of each tensor.
+    """
+    M, count, whole = grad_a.shape[0], len(needs) - 1, chain
+    chain = chain.but(recompute=False)
+    grad_x: Any = None
+    grads: list[Tensor | None] = [None] * count
+    for first in range(0, M, rows):
+        at = slice(first, first + rows)
+        if whole.recompute:
+            x, tensors = saved[0][at], saved[1:]
+            output = forward_pass(chain, x, tensors)
+            tile = kept_for_backward(chain, x, tensors, output, needs)
+        else:
+            tile = saved[:count] + [None if one is None else one[at] for one in saved[count:]]
+        sent = Adjoints(chain, grad_a[at], ())
+        tensors, s, a_kept = unpacked(chain, tile, count)
+        below, *grads = backward_pass(aten, chain, tensors, s, a_kept, needs, sent, grads=grads)
+        if below is not None:
+            if grad_x is None:
+                grad_x = below.new_empty(M, below.shape[1])
+            grad_x[at] = below
+    return [grad_x, *grads]
