@@ -13,7 +13,7 @@ OTHERS := $(filter-out --exhaustive,$(ARGS))
 
 demo: $(READY)
 	@$(RUN) -m experiments.demo $(ARGS)
-	@echo; echo "More: $(RUN) -m experiments all --quick (8 minutes; docs/experiments.md)"
+	@echo; echo "More: $(RUN) -m experiments all --quick (3 minutes; docs/experiments.md)"
 
 test: $(READY)
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
