@@ -1,10 +1,28 @@
 """The benchmarks run, check before they time, and count bytes right."""
 
+import functools
+import json
+
 import pytest
 import torch
 
 import benchmarks.__main__ as command
-from benchmarks import memory, small, timing
+import manualgrad as mg
+from benchmarks import (
+    ceilings,
+    contest,
+    contests,
+    equations,
+    memory,
+    problems,
+    scaling,
+    small,
+    suites,
+    timing,
+    weighing,
+)
+
+BPS = ["BP1", "BP2", "BP3", "BP4"]
 
 
 def test_memory_prints_exact_counts():
@@ -34,8 +52,107 @@ def test_contestants_are_interleaved():
     assert timing.quantiles([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 3.0, 5.0)
 
 
-def test_unknown_suites_are_refused(capsys):
-    with pytest.raises(SystemExit) as caught:
-        command.main(["smal"])
-    assert caught.value.code == 2
-    assert "unknown suite 'smal'; there are small, memory, compiled" in capsys.readouterr().err
+def test_unknown_suites_and_bad_options_are_a_line(capsys, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    for words, said in (
+        (["smal"], "unknown suite 'smal'; there are small, memory, compiled"),
+        (["layer", "--threads", "0"], "--threads must be at least 1, got 0"),
+        (["layer", "--out", str(file)], f"--out {file} cannot be written in"),
+    ):
+        assert command.main(words) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert said in error
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Every suite has one small chain, and there are no ceilings to be measured."""
+    make = functools.partial(problems.chain, 8, [4, 4, 4], "gelu", torch.float32, "cpu", width=4)
+    monkeypatch.setattr(suites, "of", lambda *_: [make])
+    monkeypatch.setattr(
+        ceilings, "measured", lambda *_: ceilings.Ceilings({"float32": 1e9, "bfloat16": 1e9}, 1e9)
+    )
+    monkeypatch.setattr(contests, "ROUNDS", 5)
+    compiled = {"eager": lambda p: p.eager, "manualgrad": lambda p: p.ours}
+    compiled["torch.compile"] = compiled["eager"]  # a compiler takes longer than all of this
+    monkeypatch.setattr(
+        contest, "contestants", lambda problem, _: {n: f(problem) for n, f in compiled.items()}
+    )
+
+
+def test_a_suite_prints_and_records_each_contestant(tiny, tmp_path, capsys):
+    assert command.main(["chain", "--out", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "vs eager" in text
+    assert "geometric mean" in text
+    (folder,) = tmp_path.iterdir()
+    names = {file.name for file in folder.iterdir()}
+    assert names == {"chain.json", "chain.csv", "chain.png", "chain-roofline-float32.png"}
+    told = json.loads((folder / "chain.json").read_text())
+    assert {"device", "torch", "threads", "commit"} <= set(told["machine"])
+    assert [row["provider"] for row in told["rows"]] == ["eager", "manualgrad", "torch.compile"]
+    for row in told["rows"]:
+        assert row["p20_ms"] <= row["both_ms"] <= row["p80_ms"]
+        assert row["share of roofline"] > 0
+        assert row["both vs eager"] > 0
+        assert row["peak_bytes"] >= row["saved_bytes"] > 0
+    eager, ours = told["rows"][:2]
+    assert (eager["saved_bytes"], ours["saved_bytes"]) == (
+        4 * 128,
+        3 * 128,
+    )  # x, z1, a1, z2; x, z1, z2
+
+
+def test_after_a_failed_check_there_is_no_figure(tiny, tmp_path, capsys, monkeypatch):
+    def wrong(*args):
+        return 1.01 * right(*args)
+
+    right = mg.nn.MLP.forward
+    monkeypatch.setattr(mg.nn.MLP, "forward", wrong)
+    assert command.main(["chain", "--out", str(tmp_path)]) == 1
+    assert "not timed: off by" in capsys.readouterr().out
+    (file,) = tmp_path.glob("*/chain.json")
+    _, ours, _ = json.loads(file.read_text())["rows"]
+    assert "off by" in ours["not timed"]
+    assert "both_ms" not in ours
+
+
+def test_a_contestant_that_cannot_run_is_named_with_its_reason(tiny, tmp_path, capsys, monkeypatch):
+    class Broken(torch.nn.Module):
+        def forward(self, x):
+            raise RuntimeError("no compiler here")
+
+    found = contest.contestants
+    monkeypatch.setattr(
+        contest, "contestants", lambda *given: {**found(*given), "torch.compile": Broken()}
+    )
+    assert command.main(["chain", "--out", str(tmp_path)]) == 0
+    assert "not timed: RuntimeError: no compiler here" in capsys.readouterr().out
+
+
+def test_peak_bytes_of_what_is_known():
+    def call():
+        a = torch.ones(1000)
+        b = a + 1
+        del a
+        return b + 1
+
+    assert 8000 <= weighing.peak_bytes(call, "cpu") < 8100  # and the numbers 1
+
+
+def test_equations_and_scaling_have_rows(monkeypatch):
+    roof = ceilings.Ceilings({"float32": 1e12}, 1e12)
+    monkeypatch.setattr(equations, "ROWS", {"cpu": (8, 4, 4)})
+    rows = equations.rows("cpu", torch.float32, roof)
+    assert [row["operation"].split(":")[0] for row in rows] == ["forward", *BPS]
+    assert all(row["ms"] > 0 for row in rows)
+    found = [{"varied": "rows", "rows": n, "ms": 2.0 * n} for n in (1, 2, 4)]
+    assert scaling.slope(found, "rows") == pytest.approx(1.0)
+
+
+def test_the_ceilings_bound_from_below():
+    roof = ceilings.Ceilings({"float32": 100.0}, 10.0)
+    assert roof.seconds(200.0, 10.0, "float32") == 2.0
+    assert roof.seconds(10.0, 50.0, "float32") == 5.0

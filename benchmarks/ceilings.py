@@ -1,0 +1,49 @@
+"""What this device can do at most, measured: the two ceilings of a roofline."""
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """flops: of a large square product, per second, by dtype. bandwidth: of a copy, bytes/s."""
+
+    flops: dict[str, float]
+    bandwidth: float
+
+    def seconds(self, flops: float, traffic: float, dtype: str) -> float:
+        """What so many operations and bytes take at least."""
+        return max(flops / self.flops[dtype], traffic / self.bandwidth)
+
+
+def measured(device: str, dtypes: list[torch.dtype]) -> Ceilings:
+    large = device.startswith("cuda")
+    flops = {}
+    for dtype in dtypes:
+        n = 8192 if large else 2048 if dtype is torch.float32 else 1024
+        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+        flops[str(dtype).removeprefix("torch.")] = 2.0 * n**3 / _seconds(lambda: a @ b, device)  # noqa: B023
+    source = torch.empty((1 << 30) if large else (1 << 27), device=device).normal_()
+    target = torch.empty_like(source)
+    copied = 2.0 * source.numel() * source.element_size()
+    return Ceilings(flops, copied / _seconds(lambda: target.copy_(source), device))
+
+
+def _seconds(call, device: str, times: int = 7) -> float:
+    """The median of a few calls."""
+    found = []
+    for _ in range(times + 2):
+        wait(device)
+        start = time.perf_counter()
+        call()
+        wait(device)
+        found.append(time.perf_counter() - start)
+    return statistics.median(found[2:])
+
+
+def wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
