@@ -10,6 +10,7 @@ formulas, infinities included.
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,32 +34,62 @@ __all__ = [
 IDENTITY = ACTIVATIONS["identity"]
 A = torch.ops.aten
 CHECKED = 1 << 14  # entries
-ELU = A.elu_backward.default  # (adjoint, alpha, scale, input_scale, is_result, z)
 
 
-def _checked(kernel: Callable, exact: Callable) -> Callable:
-    """kernel, or exact where kernel's result has a NaN: some kernels of ATen multiply inf by 0.
+def _prime(backward: Any, call: Callable) -> Callable:
+    """adjoint * sigma'(s) by ATen's kernel for it; over: written over the adjoint.
 
-    Of a large matrix a sum, which a NaN makes NaN, is cheaper than the passes that exact adds.
+    call(kernel, adjoint, s, **parameters): the kernel with its arguments in their order.
+    """
+    in_place = "grad_input" in backward.overloads()
+
+    def times_prime(v, s, over=False, **parameters):
+        kernel = backward.default
+        if over and in_place:
+            kernel = functools.partial(backward.grad_input, grad_input=v)
+        return call(kernel, v, s, **parameters)
+
+    return times_prime
+
+
+def _guarded(kernel: Callable, exact: Callable, safe: Callable) -> Callable:
+    """exact, or on a large z that is safe the kernel alone: some of ATen's multiply inf by 0.
+
+    To look at all of z is cheaper than the passes that exact adds.
     """
 
-    def checked(*tensors):
-        if tensors[-1].numel() < CHECKED or not all(map(compat.readable, tensors)):
-            return exact(*tensors)
-        found = kernel(*tensors)
-        return exact(*tensors) if math.isnan(found.sum().item()) else found
+    def guarded(*tensors, **over):
+        z = tensors[-1]
+        if z.numel() >= CHECKED and all(map(compat.readable, tensors)) and safe(z):
+            return kernel(*tensors, **over)
+        return exact(*tensors, **over)
 
-    return checked
+    return guarded
+
+
+def _finite(z) -> bool:
+    """No entry is infinite or NaN: then neither is their sum."""
+    return math.isfinite(z.sum().item())
+
+
+def _near(z) -> bool:
+    low, high = torch.aminmax(z)
+    return bool(low >= -FAR and high <= FAR)
 
 
 def _tail(sigma: Callable, in_place: Callable | None = None) -> Callable:
     """sigma(z) where ATen's own kernel multiplies -inf by 0."""
-    return _checked(sigma, lambda z: (in_place or sigma)(z.clamp(min=-FAR)))
+    return _guarded(sigma, lambda z: (in_place or sigma)(z.clamp(min=-FAR)), _finite)
 
 
-def _tails(times_prime: Callable) -> Callable:
+def _tails(backward: Any, call: Callable, safe: Callable = _finite) -> Callable:
     """adjoint * sigma'(z) where ATen's own kernel multiplies +-inf by 0."""
-    return _checked(times_prime, lambda v, z: times_prime(v, z.clamp(min=-FAR, max=FAR)))
+    prime = _prime(backward, call)
+
+    def clipped(v, z, over=False):
+        return prime(v, z.clamp(min=-FAR, max=FAR), over=over)
+
+    return _guarded(prime, clipped, safe)
 
 
 def _gelu(z):
@@ -66,44 +97,69 @@ def _gelu(z):
     return torch.maximum(F.gelu(z.clamp(min=-FAR, max=FAR)), torch.threshold(z, FAR, -1.0))
 
 
+def _pair(kernel, v, s):
+    return kernel(v, s)
+
+
 # name: (sigma(z, **parameters), adjoint * sigma'(s, **parameters)), s as the activation keeps it.
 # Where a is kept, sigma overwrites z: z is fresh from the product and nobody else's.
 ONE_PASS: dict[str, tuple[Callable, Callable]] = {
-    "relu": (torch.relu_, lambda v, a: A.threshold_backward.default(v, a, 0)),
+    "relu": (torch.relu_, _prime(A.threshold_backward, lambda k, v, a: k(v, a, 0))),
     "leaky_relu": (
         F.leaky_relu_,
-        lambda v, a, negative_slope=0.01: A.leaky_relu_backward.default(v, a, negative_slope, True),
+        _prime(
+            A.leaky_relu_backward,
+            lambda k, v, a, negative_slope=0.01: k(v, a, negative_slope, True),
+        ),
     ),
     "relu6": (
         lambda z: F.hardtanh_(z, 0.0, 6.0),
-        lambda v, a: A.hardtanh_backward.default(v, a, 0, 6),
+        _prime(A.hardtanh_backward, lambda k, v, a: k(v, a, 0, 6)),
     ),
-    "sigmoid": (torch.sigmoid_, A.sigmoid_backward.default),
-    "tanh": (torch.tanh_, A.tanh_backward.default),
-    "elu": (F.elu, lambda v, z, alpha=1.0: ELU(v, alpha, 1, 1, False, z)),
-    "selu": (F.selu, lambda v, z: ELU(v, SELU_ALPHA, SELU_SCALE, 1, False, z)),
-    "celu": (F.celu, lambda v, z, alpha=1.0: ELU(v, alpha, 1, 1 / alpha, False, z)),
+    "sigmoid": (torch.sigmoid_, _prime(A.sigmoid_backward, _pair)),
+    "tanh": (torch.tanh_, _prime(A.tanh_backward, _pair)),
+    # (adjoint, alpha, scale, input_scale, is_result, z)
+    "elu": (F.elu, _prime(A.elu_backward, lambda k, v, z, alpha=1.0: k(v, alpha, 1, 1, False, z))),
+    "selu": (
+        F.selu,
+        _prime(A.elu_backward, lambda k, v, z: k(v, SELU_ALPHA, SELU_SCALE, 1, False, z)),
+    ),
+    "celu": (
+        F.celu,
+        _prime(A.elu_backward, lambda k, v, z, alpha=1.0: k(v, alpha, 1, 1 / alpha, False, z)),
+    ),
     "softplus": (
         F.softplus,
-        lambda v, z, beta=1.0, threshold=20.0: A.softplus_backward.default(v, z, beta, threshold),
+        _prime(
+            A.softplus_backward,
+            lambda k, v, z, beta=1.0, threshold=20.0: k(v, z, beta, threshold),
+        ),
     ),
-    "silu": (_tail(F.silu, A.silu_.default), _tails(A.silu_backward.default)),
-    "mish": (_tail(F.mish, A.mish_.default), _tails(A.mish_backward.default)),
-    "hardswish": (_tail(F.hardswish, A.hardswish_.default), A.hardswish_backward.default),
-    "gelu": (_checked(F.gelu, _gelu), _tails(A.gelu_backward.default)),
+    "silu": (_tail(F.silu, A.silu_.default), _tails(A.silu_backward, _pair)),
+    "mish": (_tail(F.mish, A.mish_.default), _tails(A.mish_backward, _pair)),
+    "hardswish": (
+        _tail(F.hardswish, A.hardswish_.default),
+        _prime(A.hardswish_backward, _pair),
+    ),
+    "gelu": (_guarded(F.gelu, _gelu, _finite), _tails(A.gelu_backward, _pair)),
     "gelu_tanh": (
         _tail(lambda z: F.gelu(z, approximate="tanh")),
-        _tails(lambda v, z: A.gelu_backward.default(v, z, approximate="tanh")),
+        _tails(A.gelu_backward, lambda k, v, z: k(v, z, approximate="tanh"), _near),
     ),
 }
 
 
 @functools.lru_cache(maxsize=256)
 def kernels_of(act: Activation) -> tuple[Callable, Callable]:
-    """(sigma(z), adjoint * sigma'(s)) with act's parameters: ATen's, or the formulas."""
+    """(sigma(z), adjoint * sigma'(s)) with act's parameters: ATen's, or the formulas.
+
+    The second may be asked to write ``over`` the adjoint; the formulas do not.
+    """
     kernels = ONE_PASS.get(act.name)
     if kernels is None:
-        return functools.partial(rounded_once, act.sigma), functools.partial(times_sigma_prime, act)
+        return functools.partial(rounded_once, act.sigma), (
+            lambda v, s, over=False: times_sigma_prime(act, v, s)
+        )
     if act.parameters:
         sigma, times_prime = (functools.partial(k, **dict(act.parameters)) for k in kernels)
         return sigma, times_prime
@@ -162,7 +218,10 @@ def bp2_propagate_error(delta, weight, s, act, skip=None, with_a=True, skip_z=No
     adjoint = delta.mm(weight)
     if skip is not None:
         adjoint = _plus(adjoint, skip)
-    below = adjoint if act.is_identity else kernels_of(act)[1](adjoint, s)
+    below = adjoint
+    if not act.is_identity:  # large results are worth their memory: new pages cost more than a pass
+        over = adjoint.numel() >= CHECKED and compat.readable(adjoint)
+        below = kernels_of(act)[1](adjoint, s, over=over)
     if skip_z is not None:
         below = _plus(below, skip_z)
     return below, below, (output(s, act) if with_a else None)
