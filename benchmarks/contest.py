@@ -185,16 +185,9 @@ def timed(
     for number in range(-2, rounds):
         shuffle(order)
         for name in order:
-            for _ in range(2):
-                start = clock()
-                y = output(nets[name](*problem.inputs))
-                middle = clock()
-                y.backward(grad)
-                last = clock()
-                del y
-                _forget(nets[name], problem)
+            _passes(nets[name], problem, grad, clock)
+            spans = _passes(nets[name], problem, grad, clock)
             if number >= 0:
-                spans = middle - start, last - middle, last - start
                 for part, span in zip(PARTS, spans, strict=True):
                     found.of[name][part].append(span)
         if number < 0:
@@ -202,6 +195,19 @@ def timed(
         elif number >= 4 and time.perf_counter() > end:
             break
     return found
+
+
+def _passes(
+    net: nn.Module, problem: Problem, grad: Tensor, clock: Callable[[], float]
+) -> tuple[float, float, float]:
+    """Seconds of a forward pass, of its backward pass, and of both."""
+    start = clock()
+    y = output(net(*problem.inputs))
+    middle = clock()
+    y.backward(grad)
+    last = clock()
+    _forget(net, problem)
+    return middle - start, last - middle, last - start
 
 
 def _cuda_clock() -> float:

@@ -27,7 +27,11 @@ def run(
     found: list[Row] = []
     makes = suites.of(suite, device, dtypes, quick)
     for make in tqdm(makes, desc=suite, leave=False, disable=None):
-        problem = make()
+        try:
+            problem = make()
+        except ImportError as error:
+            tqdm.write(f"{suite}: left out, {error}")
+            continue
         for row in held(problem, device, *(QUICK if quick else (ROUNDS, SECONDS))):
             if "both_ms" in row and math.isfinite(problem.flops):
                 seconds, flops = row["both_ms"] / 1e3, 3 * problem.flops

@@ -113,7 +113,20 @@ def model(name: str, dtype: torch.dtype, device: str) -> Problem:
     return Problem(about, inputs, eager, ours)
 
 
+def define_operators_of_torchvision() -> None:
+    """torchvision's wheel for CUDA imports beside torch for the CPU once these names exist."""
+    if not hasattr(torch.ops.torchvision, "nms"):
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        LIBRARIES.append(library)
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+LIBRARIES: list[torch.library.Library] = []  # what they define lives as long as they do
+
+
 def _mixer() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    define_operators_of_torchvision()
     import timm
 
     made = timm.create_model("mixer_s32_224", num_classes=10)
@@ -121,6 +134,7 @@ def _mixer() -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 
 def _vit() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    define_operators_of_torchvision()
     import timm
 
     made = timm.create_model("vit_tiny_patch16_224", num_classes=10)

@@ -10,6 +10,8 @@ import warnings
 import pytest
 import torch
 
+from benchmarks.problems import define_operators_of_torchvision
+
 FAMILIES = {}
 
 
@@ -28,14 +30,6 @@ def needed(name):
         warnings.simplefilter("ignore")
         define_operators_of_torchvision()  # timm and transformers import it too
         return pytest.importorskip(name)
-
-
-def define_operators_of_torchvision():
-    """torchvision's wheel for CUDA imports beside torch for the CPU once these names exist."""
-    if not hasattr(torch.ops.torchvision, "nms"):
-        needed.library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            needed.library.define(f"{name}(Tensor dets, Tensor scores, float iou) -> Tensor")
 
 
 def images(side=32, many=2):
