@@ -26,9 +26,19 @@ BPS = ["BP1", "BP2", "BP3", "BP4"]
 
 
 def test_memory_prints_exact_counts():
-    table = memory.run()
+    table = memory.kept()
     assert "0.562" in table  # GELU: 9 of eager's 16 tensors
     assert "recompute" in table
+
+
+def test_a_chain_never_holds_more_than_eager(monkeypatch):
+    shapes = [(torch.nn.GELU, 1024, 256, 8), (torch.nn.ReLU, 1024, 256, 8)]
+    monkeypatch.setattr(memory, "PEAKS", [*shapes, (torch.nn.GELU, 65536, 64, 4)])
+    for line in memory.peaks(compiles=False).splitlines()[-3:]:
+        eager, checkpointed, chain, recompute = map(float, line.split()[4:])
+        assert chain <= eager
+        assert recompute <= checkpointed
+    assert recompute < 0.6 * checkpointed  # in tiles
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's import of torch.jit
