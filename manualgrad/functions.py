@@ -64,6 +64,7 @@ class LinearActFunction(Function):
             return None, None, None, None
         act, (needs_x, _, needs_weight, needs_bias) = ctx.act, ctx.needs_input_grad
         x, weight, s = ctx.saved_tensors
+        compat.release_saved_tensors(ctx)
         ops: ModuleType = equations
         if _to_be_differentiated():
             act = differentiable(act)
@@ -75,6 +76,7 @@ class LinearActFunction(Function):
             delta, rows = ops.bp1_output_error(grad_a, s, act)
             if grad_z is not None:
                 delta = rows = delta + grad_z
+        del s, grad_z  # their memory is BP2's and BP4's now
         if needs_bias:
             grad_bias = ops.bp3_bias_gradient(rows, cast(Tensor, delta).dtype)
         if needs_x:  # the input is its own activation

@@ -41,6 +41,20 @@ def test_a_chain_never_holds_more_than_eager(monkeypatch):
     assert recompute < 0.6 * checkpointed  # in tiles
 
 
+def test_a_layer_never_holds_more_than_eager():
+    eager = torch.nn.Sequential(torch.nn.Linear(256, 256), torch.nn.GELU())
+    ours = mg.nn.Linear(256, 256, activation="gelu")
+    x, grad = torch.randn(1024, 256, requires_grad=True), torch.ones(1024, 256)
+
+    def both(net):
+        net(x).backward(grad)
+        for tensor in (x, *net.parameters()):
+            tensor.grad = None
+
+    held = [weighing.peak_bytes(functools.partial(both, net), "cpu") for net in (eager, ours)]
+    assert held[1] <= held[0]
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's import of torch.jit
 def test_small_times_only_what_agrees(monkeypatch):
     monkeypatch.setattr(small, "ROUNDS", 3)
