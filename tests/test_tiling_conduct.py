@@ -156,6 +156,29 @@ def test_a_graph_holds_each_layer_once(walked):
     assert len(layers) == DEPTH
 
 
+def test_a_graph_is_for_any_number_of_rows():
+    """The rule asks for numbers of rows, and a graph would be for those on one side of them."""
+    leaves, ours, _ = problem()
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(ours, backend=counter, dynamic=True)
+    for M in (tiling.LEAST_ROWS, 2 * tiling.LEAST_ROWS, 9 * tiling.LEAST_ROWS):
+        compiled(torch.randn(M, WIDTH, dtype=torch.float64), *leaves[1:])
+    assert counter.frame_count == 1
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of torch's own code
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_backward_traced_by_compiled_autograd_takes_all_rows(walked):
+    leaves, ours, native = problem()
+    expected = torch.autograd.grad(native(*leaves).sum(), leaves)
+    a = ours(*leaves)
+    torch._dynamo.reset()
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager")):
+        a.sum().backward()
+    agree([leaf.grad for leaf in leaves], expected)
+    assert walked == (IN_TILES, [])
+
+
 def test_a_compiled_backward_takes_all_rows(walked):
     leaves, ours, native = problem()
     compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
