@@ -97,14 +97,15 @@ def test_tiles_give_what_one_walk_gives(
             torch.testing.assert_close(mine, whole, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("act", ["silu", "tanh"])  # z is kept, or a: then both ways lead to a^L
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("kind", ["pre", "post", "out"])
-def test_first_and_second_derivatives(tiles, kind, again):
+def test_first_and_second_derivatives(tiles, kind, again, act):
     x, weights, biases, skips, leaves = problem(kind, PLACES[1], "two", "(n,)", ())
     x = x[:11].detach().requires_grad_()
 
     def chain(*_):
-        return mg.mlp(x, weights, biases, "silu", skips=skips, recompute=again)
+        return mg.mlp(x, weights, biases, act, skips=skips, recompute=again)
 
     inputs = (x, *leaves[1:])
     assert gradcheck(chain, inputs)
@@ -112,14 +113,53 @@ def test_first_and_second_derivatives(tiles, kind, again):
     assert tiles[:3] == [5, 5, 1]
 
 
+def test_second_derivatives_where_all_ways_meet(tiles):
+    """The last backward pass sends adjoints to a^L and to what is kept, and is not differentiated."""
+    x, weights, biases, _, leaves = problem("post", (), "two", "number", ())
+    found = []
+    for chain in (mg.mlp, native):
+        y = chain(x, weights, biases, "tanh")
+        once = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        cost = sum(grad.square().sum() for grad in once) + y.cos().sum()
+        found.append(torch.autograd.grad(cost, leaves))
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def native(x, weights, biases, act):
+    for weight, bias in zip(weights, biases, strict=True):
+        x = getattr(torch, act)(torch.nn.functional.linear(x, weight, bias))
+    return x
+
+
+def test_transforms_take_all_rows_and_are_right(tiles):
+    x, weights, biases, _, _ = problem("post", (), "none", "number", ())
+    xs = torch.randn(3, ROWS, WIDTH, dtype=F64)
+
+    def chain(x):
+        return mg.mlp(x, weights, biases, "tanh")
+
+    batched = torch.func.vmap(chain)(xs)
+    one_by_one = torch.stack([native(one, weights, biases, "tanh") for one in xs])
+    torch.testing.assert_close(batched, one_by_one)
+    slopes = torch.func.vmap(torch.func.grad(lambda x: chain(x).sum()))(xs)
+    (theirs,) = torch.autograd.grad(native(xs.requires_grad_(), weights, biases, "tanh").sum(), xs)
+    torch.testing.assert_close(slopes, theirs)
+    assert 5 not in tiles
+    grads = torch.randn(4, ROWS, WIDTH, dtype=F64)
+    (mine,) = torch.autograd.grad(chain(x), x, grads, is_grads_batched=True)
+    (theirs,) = torch.autograd.grad(
+        native(x, weights, biases, "tanh"), x, grads, is_grads_batched=True
+    )
+    torch.testing.assert_close(mine, theirs)
+
+
 def test_any_layout_of_what_comes_in(tiles):
     x, weights, biases, _, _ = problem("post", (), "none", "number", ())
     turned = x.detach().T.contiguous().T.requires_grad_()
     for given in (x, turned):
         (grad,) = torch.autograd.grad(mg.mlp(given, weights, biases, "tanh").sum(), given)
-        h = given
-        for weight, bias in zip(weights, biases, strict=True):
-            h = torch.tanh(torch.nn.functional.linear(h, weight, bias))
+        h = native(given, weights, biases, "tanh")
         torch.testing.assert_close(grad, torch.autograd.grad(h.sum(), given)[0])
     assert tiles.count(5) == 8
 
@@ -192,6 +232,20 @@ def test_the_rule():
     class Sub(torch.Tensor):
         pass
 
+    for where, name, value in (
+        (torch.compiler, "is_compiling", True),
+        (tiling.compat, "transforms_active", True),
+        (tiling, "backend_for", None),  # the kernels', say
+    ):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(where, name, lambda *_, value=value: value)
+            assert rows_for(65536, 64) == 0
+    assert tiling.takes(torch.ones(2, 2), [None])
+    assert not tiling.takes(torch.ones(2, 2), [None, torch.ones(2, 2)])
+    assert not tiling.takes(None, [None])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert not tiling.takes(torch.ones(2, 2), [None])
     assert rows_for(65536, 64, weight=torch.empty(64, 64).as_subclass(Sub)) == 0
 
 
