@@ -101,7 +101,7 @@ class MLPFunction(Function):
     @staticmethod
     def forward(x: Tensor, chain: Chain, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         """x (M, K); tensors W1 (N1, K), b1 (N1,) or None, ...  Returns (a^L, hidden ones)."""
-        return tiling.forward(chain, x, tensors)
+        return tiling.forward(chain, x, tensors, hidden=not chain.recompute)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
@@ -207,6 +207,9 @@ def mlp(x: Tensor, chain: Chain, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     if torch.compiler.is_compiling():
         # operators know no skips: PyTorch differentiates those itself
         return (composite.mlp if chain.branches else _mlp)(x, chain, *tensors)
-    if not compat.transforms_active() and shares(tensors):
-        return _mlp(x, *merged(chain, tensors))
+    if not compat.transforms_active():
+        if not (torch.is_grad_enabled() or compat.forward_mode()):  # no derivative: nothing is kept
+            return tiling.forward(chain, x, tensors, hidden=False)
+        if shares(tensors):
+            return _mlp(x, *merged(chain, tensors))
     return _mlp(x, chain, *tensors)

@@ -38,28 +38,31 @@ def rows_at_once(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> int:
     """How many rows of x (M, K) a tile has; 0 where the chain takes all of them together."""
     if torch.compiler.is_compiling() or compat.transforms_active() or chain.depth < 2:
         return 0
-    M = x.shape[0]
-    if M < 2 * LEAST_ROWS or x.dtype not in DTYPES or backend_for(x) is not aten or x.is_cuda:
+    M, size = x.shape[0], x.element_size()
+    if M < 2 * LEAST_ROWS or M * WIDEST * chain.depth * size < CACHE or not x.is_cpu:
+        return 0
+    if x.dtype not in DTYPES or backend_for(x) is not aten:
         return 0
     if not all(tensor is None or type(tensor) in PLAIN for tensor in (x, *tensors)):
         return 0
-    weights = [tensors[weight_at] for weight_at, _ in chain.slots[1:]]
-    widest = max(size for weight in weights for size in weight.shape)
-    if widest > WIDEST or M * widest * chain.depth * x.element_size() < CACHE:
+    widths = [tensors[weight_at].shape[0] for weight_at, _ in chain.slots[1:]]
+    widest = max(x.shape[1], *widths)
+    if widest > WIDEST or M * sum(widths) * size < CACHE:
         return 0
     rows = max(LEAST_ROWS, ENTRIES // widest)
     return rows if 2 * rows <= M else 0
 
 
-def forward(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> tuple[Tensor, ...]:
-    """forward_pass, in tiles where that pays.  With recompute a^L alone."""
-    count = 1 if chain.recompute else None
+def forward(
+    chain: Chain, x: Tensor, tensors: Sequence[Any], hidden: bool = True
+) -> tuple[Tensor, ...]:
+    """forward_pass, in tiles where that pays."""
     rows = rows_at_once(chain, x, tensors)
     if not rows:
-        return forward_pass(chain, x, tensors)[:count]
+        return forward_pass(chain, x, tensors, hidden)
     whole: tuple[Tensor, ...] = ()
     for first in range(0, x.shape[0], rows):
-        part = forward_pass(chain, x[first : first + rows], tensors)[:count]
+        part = forward_pass(chain, x[first : first + rows], tensors, hidden)
         whole = whole or tuple(tile.new_empty(x.shape[0], tile.shape[1]) for tile in part)
         for matrix, tile in zip(whole, part, strict=True):
             matrix[first : first + rows] = tile

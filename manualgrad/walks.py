@@ -17,11 +17,14 @@ from manualgrad.ops import backend_for
 IDENTITY = ACTIVATIONS["identity"]
 
 
-def forward_pass(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> tuple[Tensor, ...]:
+def forward_pass(
+    chain: Chain, x: Tensor, tensors: Sequence[Any], hidden: bool = True
+) -> tuple[Tensor, ...]:
     """Walks l = 1..L.  x (M, N_0); tensors: the chain's.
 
     Returns (a^L, s^1, ..., s^{L-1}), then s^L if the chain hides it, then a^l for each l < L at
-    which a skip is added to sigma(z^l): there s^l does not give a^l.
+    which a skip is added to sigma(z^l): there s^l does not give a^l. Unless hidden, (a^L,) alone:
+    each layer's memory is then given back once the next layer has read it.
     """
     linear_act, acts, slots = backend_for(x).linear_act_forward, chain.acts, chain.slots
     a, s_hidden, a_hidden, skips = x, [], [], bool(chain.branches)
@@ -30,7 +33,9 @@ def forward_pass(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> tuple[Tenso
         act, (weight_at, bias_at) = acts[l], slots[l]
         if not skips:
             a, s = linear_act(a, tensors[weight_at], tensors[bias_at], act)
-            s_hidden.append(s)
+            if hidden:
+                s_hidden.append(s)
+            del s
             continue
         weight, bias = chain.weight(l, tensors), chain.bias(l, tensors)
         branch, with_z = chain.branches.get(l), l in chain.carries_z
@@ -39,12 +44,18 @@ def forward_pass(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> tuple[Tenso
         a, s = linear_act(a, weight, bias, act, skip, with_z)
         if with_z:
             carried["z", l], s = s, (s if act.keeps == "z" else a)
-        s_hidden.append(s)
+        if hidden:
+            s_hidden.append(s)
+        del s, skip
         if l in chain.outs:
             a = added(cast(Tensor, brought), a, chain.scale(l, tensors))
-            a_hidden.append(a)
+            if hidden:
+                a_hidden.append(a)
+        del brought
         if l in chain.carries_a:
             carried["a", l] = a
+    if not hidden:
+        return (a,)
     if not chain.hides_top:
         s_hidden.pop()
     if chain.depth in chain.outs:
