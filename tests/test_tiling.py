@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import manualgrad as mg
-from manualgrad import aten, tiling, walks
+from manualgrad import tiling, walks
 from manualgrad.activations import activation_of
 
 F64 = torch.float64
@@ -247,63 +247,3 @@ def test_the_rule():
         patched.setattr(torch.compiler, "is_compiling", lambda: True)
         assert not tiling.takes(torch.ones(2, 2), [None])
     assert rows_for(65536, 64, weight=torch.empty(64, 64).as_subclass(Sub)) == 0
-
-
-ONE_PASS = sorted(aten.ONE_PASS)
-
-
-@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "silu", "mish", "hardswish"])
-def test_large_matrices_are_looked_at_and_infinities_exact(name, monkeypatch):
-    act = activation_of(name, "test")
-    torch.manual_seed(0)
-    z = 3 * torch.randn(aten.CHECKED)
-    v = torch.randn(aten.CHECKED)
-    sigma, times_prime = aten.kernels_of(act)
-    clamps = []
-    clamp = torch.Tensor.clamp
-    monkeypatch.setattr(
-        torch.Tensor, "clamp", lambda self, *a, **k: clamps.append(0) or clamp(self, *a, **k)
-    )
-    plain = sigma(z.clone()), times_prime(v, z)
-    assert not clamps
-    for mine, by_formula in zip(plain, (act.sigma(z), v * act.sigma_prime(z)), strict=True):
-        torch.testing.assert_close(mine, by_formula, rtol=2e-5, atol=2e-6)
-    largest = torch.finfo(z.dtype).max
-    values = [torch.inf, -torch.inf, 1e30, -1e30, largest / 4, -largest / 4]
-    # ATen's hardswish_backward knows NaN or not, by how many entries there are
-    for value in values if name == "hardswish" else [*values, torch.nan]:
-        z[7] = value
-        small = z[:16].clone(), v[:16].clone()
-        for large, few in (
-            (sigma(z.clone()), sigma(small[0].clone())),
-            (times_prime(v, z), times_prime(small[1], small[0])),
-            (times_prime(v.clone(), z, over=True), times_prime(small[1], small[0])),
-        ):
-            torch.testing.assert_close(large[7], few[7], rtol=0, atol=0, equal_nan=True)
-    assert clamps
-
-
-@pytest.mark.parametrize("name", ONE_PASS)
-def test_over_the_adjoint_the_same_numbers_are_written(name):
-    act = activation_of(name, "test")
-    torch.manual_seed(0)
-    v, s = torch.randn(aten.CHECKED), torch.rand(aten.CHECKED)
-    times_prime = aten.kernels_of(act)[1]
-    expected, adjoint = times_prime(v, s), v.clone()
-    below = times_prime(adjoint, s, over=True)
-    assert torch.equal(below, expected)
-    assert (below.data_ptr() == adjoint.data_ptr()) is (name not in ("mish", "hardswish"))
-
-
-def test_bp2_makes_one_large_matrix_beside_the_activation():
-    delta, weight = torch.randn(256, 64), torch.randn(64, 64)
-    s = torch.randn(256, 64)
-    with Whole((256, 64)) as made:
-        aten.bp2_propagate_error(delta, weight, s, activation_of("tanh", "test"))
-    assert len(made.memory) == 1 + 1  # and in a mode's sight it is not written over
-    a = activation_of("gelu", "test")
-    x = torch.randn(256, 64, requires_grad=True)
-    mg.mlp(x, [weight, weight], None, a).sum().backward()
-    exact = mg.mlp(x.double(), [weight.double()] * 2, None, a).sum()
-    (grad,) = torch.autograd.grad(exact, x)
-    torch.testing.assert_close(x.grad, grad, rtol=1e-3, atol=1e-2)
