@@ -208,7 +208,8 @@ def mlp(x: Tensor, chain: Chain, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         # operators know no skips: PyTorch differentiates those itself
         return (composite.mlp if chain.branches else _mlp)(x, chain, *tensors)
     if not compat.transforms_active():
-        if not (torch.is_grad_enabled() or compat.forward_mode()):  # no derivative: nothing is kept
+        derived = torch.is_grad_enabled() or compat.forward_mode() or compat.tracing_by_jit()
+        if not derived:  # nobody will read what is kept
             return tiling.forward(chain, x, tensors, hidden=False)
         if shares(tensors):
             return _mlp(x, *merged(chain, tensors))

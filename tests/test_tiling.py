@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import manualgrad as mg
-from manualgrad import aten, tiling
+from manualgrad import tiling
 from manualgrad.activations import activation_of
 
 F64 = torch.float64
@@ -88,14 +88,15 @@ def test_tiles_give_what_one_walk_gives(
             torch.testing.assert_close(mine, whole, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("act", ["silu", "tanh"])  # z is kept, or a: then both ways lead to a^L
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("kind", ["pre", "post", "out"])
-def test_first_and_second_derivatives(tiles, kind, again):
+def test_first_and_second_derivatives(tiles, kind, again, act):
     x, weights, biases, skips, leaves = problem(kind, PLACES[1], "two", "(n,)", ())
     x = x[:11].detach().requires_grad_()
 
     def chain(*_):
-        return mg.mlp(x, weights, biases, "silu", skips=skips, recompute=again)
+        return mg.mlp(x, weights, biases, act, skips=skips, recompute=again)
 
     inputs = (x, *leaves[1:])
     assert gradcheck(chain, inputs)
@@ -103,14 +104,53 @@ def test_first_and_second_derivatives(tiles, kind, again):
     assert tiles[:3] == [5, 5, 1]
 
 
+def test_second_derivatives_where_all_ways_meet(tiles):
+    """The last backward pass sends adjoints to a^L and to what is kept, and is not differentiated."""
+    x, weights, biases, _, leaves = problem("post", (), "two", "number", ())
+    found = []
+    for chain in (mg.mlp, native):
+        y = chain(x, weights, biases, "tanh")
+        once = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        cost = sum(grad.square().sum() for grad in once) + y.cos().sum()
+        found.append(torch.autograd.grad(cost, leaves))
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def native(x, weights, biases, act):
+    for weight, bias in zip(weights, biases, strict=True):
+        x = getattr(torch, act)(torch.nn.functional.linear(x, weight, bias))
+    return x
+
+
+def test_transforms_take_all_rows_and_are_right(tiles):
+    x, weights, biases, _, _ = problem("post", (), "none", "number", ())
+    xs = torch.randn(3, ROWS, WIDTH, dtype=F64)
+
+    def chain(x):
+        return mg.mlp(x, weights, biases, "tanh")
+
+    batched = torch.func.vmap(chain)(xs)
+    one_by_one = torch.stack([native(one, weights, biases, "tanh") for one in xs])
+    torch.testing.assert_close(batched, one_by_one)
+    slopes = torch.func.vmap(torch.func.grad(lambda x: chain(x).sum()))(xs)
+    (theirs,) = torch.autograd.grad(native(xs.requires_grad_(), weights, biases, "tanh").sum(), xs)
+    torch.testing.assert_close(slopes, theirs)
+    assert 5 not in tiles
+    grads = torch.randn(4, ROWS, WIDTH, dtype=F64)
+    (mine,) = torch.autograd.grad(chain(x), x, grads, is_grads_batched=True)
+    (theirs,) = torch.autograd.grad(
+        native(x, weights, biases, "tanh"), x, grads, is_grads_batched=True
+    )
+    torch.testing.assert_close(mine, theirs)
+
+
 def test_any_layout_of_what_comes_in(tiles):
     x, weights, biases, _, _ = problem("post", (), "none", "number", ())
     turned = x.detach().T.contiguous().T.requires_grad_()
     for given in (x, turned):
         (grad,) = torch.autograd.grad(mg.mlp(given, weights, biases, "tanh").sum(), given)
-        h = given
-        for weight, bias in zip(weights, biases, strict=True):
-            h = torch.tanh(torch.nn.functional.linear(h, weight, bias))
+        h = native(given, weights, biases, "tanh")
         torch.testing.assert_close(grad, torch.autograd.grad(h.sum(), given)[0])
     assert tiles.count(5) == 8
 
@@ -183,64 +223,18 @@ def test_the_rule():
     class Sub(torch.Tensor):
         pass
 
+    for where, name, value in (
+        (torch.compiler, "is_compiling", True),
+        (tiling.compat, "transforms_active", True),
+        (tiling, "backend_for", None),  # the kernels', say
+    ):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(where, name, lambda *_, value=value: value)
+            assert rows_for(65536, 64) == 0
+    assert tiling.takes(torch.ones(2, 2), [None])
+    assert not tiling.takes(torch.ones(2, 2), [None, torch.ones(2, 2)])
+    assert not tiling.takes(None, [None])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert not tiling.takes(torch.ones(2, 2), [None])
     assert rows_for(65536, 64, weight=torch.empty(64, 64).as_subclass(Sub)) == 0
-
-
-ONE_PASS = sorted(aten.ONE_PASS)
-
-
-@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "silu", "mish", "hardswish"])
-def test_large_matrices_are_looked_at_and_infinities_exact(name, monkeypatch):
-    act = activation_of(name, "test")
-    torch.manual_seed(0)
-    z = 3 * torch.randn(aten.CHECKED)
-    v = torch.randn(aten.CHECKED)
-    sigma, times_prime = aten.kernels_of(act)
-    clamps = []
-    clamp = torch.Tensor.clamp
-    monkeypatch.setattr(
-        torch.Tensor, "clamp", lambda self, *a, **k: clamps.append(0) or clamp(self, *a, **k)
-    )
-    plain = sigma(z.clone()), times_prime(v, z)
-    assert not clamps
-    for mine, by_formula in zip(plain, (act.sigma(z), v * act.sigma_prime(z)), strict=True):
-        torch.testing.assert_close(mine, by_formula, rtol=2e-5, atol=2e-6)
-    largest = torch.finfo(z.dtype).max
-    values = [torch.inf, -torch.inf, 1e30, -1e30, largest / 4, -largest / 4]
-    # ATen's hardswish_backward knows NaN or not, by how many entries there are
-    for value in values if name == "hardswish" else [*values, torch.nan]:
-        z[7] = value
-        small = z[:16].clone(), v[:16].clone()
-        for large, few in (
-            (sigma(z.clone()), sigma(small[0].clone())),
-            (times_prime(v, z), times_prime(small[1], small[0])),
-            (times_prime(v.clone(), z, over=True), times_prime(small[1], small[0])),
-        ):
-            torch.testing.assert_close(large[7], few[7], rtol=0, atol=0, equal_nan=True)
-    assert clamps
-
-
-@pytest.mark.parametrize("name", ONE_PASS)
-def test_over_the_adjoint_the_same_numbers_are_written(name):
-    act = activation_of(name, "test")
-    torch.manual_seed(0)
-    v, s = torch.randn(aten.CHECKED), torch.rand(aten.CHECKED)
-    times_prime = aten.kernels_of(act)[1]
-    expected, adjoint = times_prime(v, s), v.clone()
-    below = times_prime(adjoint, s, over=True)
-    assert torch.equal(below, expected)
-    assert (below.data_ptr() == adjoint.data_ptr()) is (name not in ("mish", "hardswish"))
-
-
-def test_bp2_makes_one_large_matrix_beside_the_activation():
-    delta, weight = torch.randn(256, 64), torch.randn(64, 64)
-    s = torch.randn(256, 64)
-    with Whole((256, 64)) as made:
-        aten.bp2_propagate_error(delta, weight, s, activation_of("tanh", "test"))
-    assert len(made.memory) == 1 + 1  # and in a mode's sight it is not written over
-    a = activation_of("gelu", "test")
-    x = torch.randn(256, 64, requires_grad=True)
-    mg.mlp(x, [weight, weight], None, a).sum().backward()
-    exact = mg.mlp(x.double(), [weight.double()] * 2, None, a).sum()
-    (grad,) = torch.autograd.grad(exact, x)
-    torch.testing.assert_close(x.grad, grad, rtol=1e-3, atol=1e-2)
