@@ -17,6 +17,7 @@ IDS = [f"{name}.{part_name(part)}" for name, part in PARTS]
 def test_every_part_has_its_claim_design_and_limits(name, part):
     starts = [paragraph.split()[0] for paragraph in text_of(part).split("\n\n")]
     assert starts == ["**Claim.**", "**Design.**", "**Limits.**"]
+    assert max(map(len, text_of(part).splitlines())) <= 110
     written = (ROOT / "results" / f"{name}.md").read_text()
     assert text_of(part) in written, "results/ are of an older text: run the experiment again"
 

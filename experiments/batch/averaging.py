@@ -1,7 +1,6 @@
 """Is a batch's gradient the average of its examples' own?
 
-The text's note on batching: C_tot = 1/M sum C_i, so that updates use averaged gradients. The 1/M
-enters once, in the cost; BP3 and BP4 are sums.
+The 1/M enters once, in the cost; BP3 and BP4 are sums.
 """
 
 from dataclasses import dataclass

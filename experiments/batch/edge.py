@@ -1,9 +1,6 @@
 """Does noise keep the curvature below what a full batch drives it to, 2 over the learning rate?
 
-Gradient descent is stable along a direction of curvature lambda while lambda eta < 2. The full
-batch sharpens until it is there (Cohen et al. 2021); the text says that small batches end flatter.
-tanh, squared error on one-hot labels: mse_loss averages over the 10 outputs too, so that a rate of
-0.5 here is 0.1 for half the squared distance, and lambda eta is the same.
+mse_loss averages over the 10 outputs too: a rate of 0.5 here is 0.1 for half the squared distance.
 """
 
 from dataclasses import dataclass

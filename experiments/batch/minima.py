@@ -1,8 +1,6 @@
 """At the same training loss: are small batches' solutions flatter, and do they generalise better?
 
-The text says both of the noise of small batches. Every run ends when its training loss is down to
-the same target; flatness is measured three ways: the largest curvature, Keskar's sharpness, and the
-loss at a filter-normalised distance, which no rescaling of layers can fake (Dinh et al. 2017).
+Every run ends when its training loss is down to the same target; flatness is measured three ways.
 """
 
 import math

@@ -1,7 +1,6 @@
 """How long does an update take, and an epoch, against the batch size, ours and native autograd's?
 
-One network, both backends in turn on the same batch: forward, backward, W <- W - eta grad. Medians;
-of the machine that it runs on, and of small layers, where calls count and not arithmetic.
+Both backends in turn on the same batch; of small layers, where calls count and not arithmetic.
 """
 
 import statistics
@@ -129,14 +128,14 @@ def claims(rows: Rows) -> list[Claim]:
     return [
         Claim(
             "larger batches process more examples in a second",
-            "the text, role of mini-batches",
+            "often said",
             f"{speed.text(1)} times as many with M = {high} as with M = {low}",
             "the interval is above 1",
             held(speed.low > 1, speed.high < 1),
         ),
         Claim(
             "the time of an update grows by less than the batch",
-            "the text, role of mini-batches",
+            "often said",
             f"slope {slope.text()} of log time over log M, from M = {low} to {high}",
             "the interval is below 1",
             held(slope.high < 1, slope.low > 1),

@@ -1,9 +1,4 @@
-"""How do time and memory of a step grow with the depth L and the batch size M?
-
-At a fixed width both are linear in each: a backward pass visits every layer and every example once.
-What is kept for it can be traded for time: with recompute the input alone is kept, and backward
-runs the layers once more.
-"""
+"""How do time and memory of a step grow with the depth L and the batch size M?"""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,8 +1,7 @@
 """What does one backward pass save against finite differences, and do they agree?
 
-A central difference of every parameter takes 2P forward passes, and they are made: all of them, on
-real images. tanh is smooth. ReLU has kinks, and a step across one makes the difference wrong, not
-the backward pass: one is placed where steps cross it.
+All 2P forward passes are made, on real images. A step across a kink of ReLU makes the difference
+wrong, not the backward pass: one is placed where steps cross it.
 """
 
 import itertools

@@ -1,8 +1,4 @@
-"""Does a backward pass cost O(P), and how does it compare with a forward pass?
-
-The text: all gradients in a single backward pass, in time O(P). Multilayer perceptrons of four
-equally wide layers and one batch size; the width varies, so that P covers four decades.
-"""
+"""Does a backward pass cost O(P), and how does it compare with a forward pass?"""
 
 from dataclasses import dataclass
 from typing import Any

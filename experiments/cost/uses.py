@@ -1,9 +1,4 @@
-"""Is the cost of a backward pass set by the number of parameters, or by how often they are used?
-
-The text says O(P). A dense chain uses every parameter once an example; one matrix that stands in k
-layers is used k times. Here P stays at 65,536 while k grows; beside it the same chain with a matrix
-for each layer, of k times as many parameters.
-"""
+"""Is the cost of a backward pass set by the number of parameters, or by how often they are used?"""
 
 import math
 from dataclasses import dataclass

@@ -1,7 +1,6 @@
 """Does an autoencoder lose by using its weight's transpose to decode?
 
-x is coded as sigma(W x + b) and decoded as V of that plus c: tied, V is W's transpose and its
-gradient W's second use. The untied decoder starts at W's transpose too, so that both begin alike.
+Decoded is as V of the code plus c: tied, V is W's transpose and its gradient W's second use.
 """
 
 from dataclasses import dataclass

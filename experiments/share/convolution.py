@@ -1,8 +1,6 @@
 """Does sharing over positions help where the digits are centred anyway?
 
-3 x 3 pixels around each of 36 positions of an 8 x 8 image, 16 ReLU units there, a linear layer on
-all of them: with one layer for all positions (a convolution, one linear_act call on all patches),
-one layer per position, and as many dense units.
+The shared layer is a convolution, one linear_act call on all patches (im2col).
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,6 @@
 """What does it cost to use one layer at many depths?
 
-ALBERT's question, asked of a residual network (pre-activation, 8 layers): 8, 4, 2 or 1 different
-layers, each used 1, 2, 4 or 8 times in turn. Two controls: one layer, not repeated, which has as
-many parameters as the one used 8 times; and 8 different but narrow layers.
+ALBERT's question, asked of a residual network with 8, 4, 2 or 1 different layers, used in turn.
 """
 
 import time

@@ -1,8 +1,6 @@
 """Does a language model gain by using its input embedding as its output weight too?
 
 Text, not images, whatever --data says: Python's own help texts (pydoc_data.topics), word by word.
-Four words predict the next, through embeddings, a tanh layer and a softmax. Tied, the last weight
-is the embedding matrix: its gradient is the sum over a table looked up and over BP4.
 """
 
 import functools

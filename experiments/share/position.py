@@ -1,9 +1,7 @@
 """Does a layer shared by all positions know what it saw at one position at every other?
 
-A digit stands somewhere on a torus, a picture without borders. One linear layer with a ReLU looks
-at the 8 x 8 pixels around each position, and the largest answer counts. Trained on some columns,
-the networks are tested there and on columns that they never saw. The shared layer is one
-linear_act call on the patches of all positions (im2col).
+The shared layer is one linear_act call on the patches of all positions (im2col), on a torus, a
+picture without borders.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,4 @@
-"""Do two towers that share their weights compare better than two towers of their own?
-
-Two images, of the same digit or not: each goes through a tower, and the distance of what comes out
-decides. Pairs are half of each kind.
-"""
+"""Do two towers that share their weights compare better than two towers of their own?"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +57,7 @@ CONFIGS = {
 
 
 class Towers(nn.Module):
-    """The logit of "same": 1 - k |f(left) - g(right)|^2, averaged over outputs, k learned."""
+    """The logit of "same": c - k mean (f(left) - g(right))^2 over outputs; c and k are learned."""
 
     def __init__(self, ops: Any, pixels: int, hidden: int, outputs: int, shared: bool, normal: Any):
         super().__init__()

@@ -23,7 +23,7 @@ KINDS = ("plain", "pre", "post", "out", "block")
 WIDTH = 64
 # how a branch starts and what it is multiplied with: names of columns, and as tables say it
 BRANCHES = {"unit": "1", "root": "1/sqrt(L)", "tenth": "0.1", "zero": "1, W = 0"}
-BLOCKS = "In a block L is the number of blocks."
+BLOCKS = "The L in a block's scale is the number of blocks, half that of hidden layers."
 
 
 def branches_of(kind: str, depth: int) -> int:

@@ -1,9 +1,4 @@
-"""Are the errors of Nielsen's networks, before training, what his book says?
-
-Its chapter 5: sigmoid networks of 30 neurons a layer, weights N(0, 1/K), biases N(0, 1), sigmoid
-outputs under cross-entropy, the norm of delta^l averaged over 1,000 images. His are MNIST's, with
-pixels from 0 to 1.
-"""
+"""Are the errors of Nielsen's networks, before training, what his book says?"""
 
 import itertools
 from dataclasses import dataclass

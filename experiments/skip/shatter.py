@@ -1,7 +1,6 @@
 """Do gradients of deep ReLU networks look like white noise, and do skips keep them smooth?
 
-Along a line of 1-D inputs x the derivative d out / d x of an untrained network is taken, and how
-much it resembles itself some steps further on (its autocorrelation), as Balduzzi et al. 2017 did.
+Looked at is d out / d x along a line of 1-D inputs x.
 """
 
 import math

@@ -1,8 +1,4 @@
-"""Which deep networks can be trained: plain ones, and with which skips and scale of the branch?
-
-Rates are tuned per network and depth by the training loss; a second row gives plain networks five
-times the updates.
-"""
+"""Which deep networks can be trained: plain ones, and with which skips and scale of the branch?"""
 
 import math
 from collections.abc import Iterable

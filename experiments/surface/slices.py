@@ -1,9 +1,8 @@
 """Is the loss surface wider around a small batch's solution, and smoother where there are skips?
 
-Slices through a solution along two random directions, filter-normalised (Li et al. 2018), so that
-networks of different scales can be compared. One slice is an anecdote: several pairs of directions
-per solution, and a mean over many single ones. The grid of the first pair is kept for the first
-seed alone, as the picture's rows; its summary for every pair and seed.
+One slice is an anecdote: several pairs of directions per solution, and a mean over many single
+ones. The grid of the first pair is kept for the first seed alone, as the picture's rows; its
+summary for every pair and seed.
 """
 
 import math
