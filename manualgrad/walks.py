@@ -46,12 +46,11 @@ def forward_pass(
             carried["z", l], s = s, (s if act.keeps == "z" else a)
         if hidden:
             s_hidden.append(s)
-        del s, skip
+        del s
         if l in chain.outs:
             a = added(cast(Tensor, brought), a, chain.scale(l, tensors))
             if hidden:
                 a_hidden.append(a)
-        del brought
         if l in chain.carries_a:
             carried["a", l] = a
     if not hidden:

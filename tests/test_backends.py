@@ -69,6 +69,22 @@ def test_the_cpu_runs_on_aten():
     assert "the kernels run on a GPU and the tensor is on cpu" in text
 
 
+def test_explain_says_whether_a_chain_is_walked_in_tiles():
+    x, weight = torch.empty(65536, 64), torch.empty(64, 64)
+    explained = mg.explain(x, weight, "relu", depth=4)
+    assert explained.rows == 4096
+    assert str(explained).endswith("a chain of 4 such layers is walked in tiles of 4096 rows")
+    assert list(explained.choices) == list(OPERATIONS)
+    explained = mg.explain(x[:9], weight, "relu", depth=4)
+    assert explained.rows == 0
+    assert str(explained).endswith("a chain of 4 such layers is walked over all rows at once")
+    for depth in (0, 2):
+        with pytest.raises(
+            ValueError, match=rf"explain: depth is {depth} and weight has shape \(2, 64"
+        ):
+            mg.explain(x, weight[:2], depth=depth)
+
+
 def test_explain_refuses_what_is_no_layer():
     x, weight = torch.randn(4, 3), torch.randn(2, 3)
     with pytest.raises(ValueError, match=r"manualgrad.explain: input of shape \(4, 3\) has 3 feat"):

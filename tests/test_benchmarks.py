@@ -55,6 +55,21 @@ def test_a_layer_never_holds_more_than_eager():
     assert held[1] <= held[0]
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(("kind", "matrices"), [(None, 3), ("pre", 4), ("post", 3), ("out", 3)])
+def test_a_forward_pass_holds_no_activation_that_nobody_will_read(kind, matrices, recompute):
+    M, N, depth = 1024, 64, 6
+    x = torch.randn(M, N)
+    weights = [torch.randn(N, N, requires_grad=recompute) for _ in range(depth)]
+    skips = [mg.Skip(l - 1, l, kind) for l in range(2, depth + 1)] if kind else ()
+
+    def chain():
+        with torch.set_grad_enabled(recompute):
+            return mg.mlp(x, weights, None, "gelu", skips=skips, recompute=recompute)
+
+    assert weighing.peak_bytes(chain, "cpu") // x.nbytes == matrices
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's import of torch.jit
 def test_small_times_only_what_agrees(monkeypatch):
     monkeypatch.setattr(small, "ROUNDS", 3)

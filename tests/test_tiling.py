@@ -4,12 +4,13 @@ import itertools
 
 import pytest
 import torch
+from tiles import in_tiles
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import manualgrad as mg
-from manualgrad import tiling, walks
+from manualgrad import tiling
 from manualgrad.activations import activation_of
 
 F64 = torch.float64
@@ -22,17 +23,7 @@ FROZEN = {"nothing": (), "x": ("x",), "parameters": ("W", "b"), "biases": ("b",)
 @pytest.fixture
 def tiles(monkeypatch):
     """Tiles of 5 rows for every chain; a list of the number of rows of each forward walk."""
-    monkeypatch.setattr(tiling, "ENTRIES", TILE * WIDTH)
-    monkeypatch.setattr(tiling, "LEAST_ROWS", 1)
-    monkeypatch.setattr(tiling, "CACHE", 0)
-    walked = []
-
-    def forward_pass(chain, x, *rest):
-        walked.append(len(x))
-        return walks.forward_pass(chain, x, *rest)
-
-    monkeypatch.setattr(tiling, "forward_pass", forward_pass)
-    return walked
+    return in_tiles(monkeypatch, TILE * WIDTH)[0]
 
 
 def problem(kind, places, sharing, scale, frozen, seed=0):
