@@ -21,7 +21,8 @@ LAYERS = [
     {
         "triton_kernels",
         "manualgrad.formula",
-        "manualgrad.files",
+        "manualgrad.equations",
+    "manualgrad.files",
         "manualgrad.sharding",
         "manualgrad.tables",
         "manualgrad._version",
@@ -125,6 +126,7 @@ KERNELS = (
     "manualgrad.activations",
     "manualgrad.backends",
     "manualgrad.routed",
+    "manualgrad.equations",
     "manualgrad.files",
 )
 
