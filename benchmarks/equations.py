@@ -63,7 +63,7 @@ def rows(settings: Settings, dtype: torch.dtype, activation: str = "gelu") -> li
     exact = _calls(equations, act, *(tensor.double() for tensor in (*given, delta)))
     product, ends = 2.0 * M * N * K, M * N + N * K + M * K
     # flops, and numbers that it reads or writes at least
-    least = dict(
+    least: dict[str, tuple[float, int]] = dict(
         zip(
             OPERATIONS,
             (

@@ -18,7 +18,7 @@ import manualgrad as mg
 from benchmarks.outcome import Outcome, RefusedError
 from manualgrad.files import write_bytes
 
-KEYS = ("device", "threads", "torch", "manualgrad", "commit")  # of a row
+KEYS = ("device", "threads", "torch", "triton", "manualgrad", "commit")  # of a row
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def folder(out: pathlib.Path, device: str, quick: bool) -> pathlib.Path:
 
 def write(there: pathlib.Path, suite: str, about: dict[str, Any], outcome: Outcome) -> list[str]:
     """SUITE.json, SUITE.csv, whose rows name device and versions, and the pictures; their names."""
-    keyed = [{**row, **{key: about[key] for key in KEYS}} for row in outcome.rows]
+    keyed = [{**row, **{key: about[key] for key in KEYS if key in about}} for row in outcome.rows]
     columns = list(dict.fromkeys(name for row in keyed for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
