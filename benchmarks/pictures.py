@@ -62,7 +62,7 @@ def roofline(rows: Sequence[Mapping[str, Any]], ceilings: "Ceilings", dtype: str
     """TFLOP/s over flops per byte of the problems that were timed, under the two ceilings."""
     figure, axis = _axis(6.5, 4)
     peak, bandwidth = ceilings.flops[dtype], ceilings.bandwidth
-    intensity = [2.0**power for power in range(-3, 13)]
+    intensity = sorted([0.125, peak / bandwidth, 4096.0])
     axis.plot(
         intensity,
         [min(peak, bandwidth * one) / 1e12 for one in intensity],

@@ -1,5 +1,6 @@
 """Does the time of a step grow in proportion to rows and to parameters?"""
 
+import itertools
 import math
 
 import torch
@@ -61,8 +62,7 @@ def wrong(found: list[Row]) -> list[str]:
 
 def slope(found: list[Row], varied: str) -> float:
     """d log time / d log of what is varied, by least squares."""
-    own = [row for row in found if row["varied"] == varied]
-    x, y = ([math.log(row[key]) for row in own] for key in (varied, "step_ms"))
+    x, y = ([math.log(row[key]) for row in found] for key in (varied, "step_ms"))
     mean = sum(x) / len(x)
     square = sum((a - mean) ** 2 for a in x)
     return sum((a - mean) * b for a, b in zip(x, y, strict=True)) / square
@@ -78,8 +78,11 @@ def told(found: list[Row]) -> str:
             continue
         value = slope(own, varied)
         verdict = "shown" if abs(value - 1) <= BOUND else "not shown"
-        ends = f"{own[0][varied]} to {own[-1][varied]}"
-        lines.append(f"{verdict}: time grows in proportion to {varied}, slope {value:.2f} ({ends})")
+        each = ", ".join(f"{slope([*pair], varied):.2f}" for pair in itertools.pairwise(own))
+        lines.append(
+            f"{verdict}: time grows in proportion to {varied}, slope {value:.2f} from "
+            f"{own[0][varied]} to {own[-1][varied]}; from one to the next: {each}"
+        )
     return "\n".join(lines)
 
 

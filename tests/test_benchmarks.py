@@ -181,10 +181,14 @@ def test_scaling_has_verdicts():
         for varied, power in (("rows", 1.0), ("parameters", 1.2))
         for n in (1, 2, 4)
     ]
-    assert scaling.slope(found, "rows") == pytest.approx(1.0)
-    first, second = scaling.told(found).splitlines()
-    assert first == "shown: time grows in proportion to rows, slope 1.00 (1 to 4)"
-    assert second.startswith("not shown: time grows in proportion to parameters, slope 1.20")
+    rows, parameters = scaling.told(found).splitlines()
+    shown = "shown: time grows in proportion to"
+    assert rows == f"{shown} rows, slope 1.00 from 1 to 4; from one to the next: 1.00, 1.00"
+    assert parameters.startswith(f"not {shown} parameters, slope 1.20 from 1 to 4")
+    planted = [
+        {**row, "check": "wrong", "not timed": "off", "width": 4, "rows": 1} for row in found
+    ]
+    assert scaling.told(planted).count("not timed: manualgrad on rows 1, width 4: off") == 6
 
 
 def test_the_ceilings_bound_from_below():
