@@ -37,7 +37,7 @@ SUITES: dict[str, tuple[str, Callable[[Settings], Outcome]]] = {
     **{m.__name__.split(".")[-1]: (_said(m), m.run) for m in (small, memory, equations, scaling)},
     "compiled": (_said(compiled), lambda settings: Outcome([], compiled.run(), {})),
 }
-PLAIN = ("small", "memory", "compiled")  # what runs where nothing is named
+PLAIN = ("small", "memory", "compiled")  # of the CPU; what runs where nothing is named
 GRID = ("layer", "mlp", "chain", "narrow")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -57,33 +57,36 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _device(options.device)
     if options.threads is not None:
         if options.threads < 1:
             raise RefusedError(f"--threads must be at least 1, got {options.threads}")
         torch.set_num_threads(options.threads)
-    given = options.dtype or (["bfloat16"] if device.startswith("cuda") else DTYPES)
-    settings = Settings(device, tuple(DTYPES[name] for name in given), options.quick)
     names: list[str] = []
     for name in options.names or PLAIN:
         names += GRID if name == "grid" else [name]
-    there = recording.folder(pathlib.Path(options.out), device, options.quick)
-    about = recording.machine(device)
-    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    places = {name: "cpu" if name in PLAIN else device for name in names}
+    folders = {
+        place: recording.folder(pathlib.Path(options.out), place, options.quick)
+        for place in places.values()
+    }
+    machines = {place: recording.machine(place) for place in folders}
+    settings = {place: _settings(options, place) for place in folders}
+    for about in machines.values():
+        print(", ".join(f"{name} {value}" for name, value in about.items()))
     print(peers.told())
     every: list[Row] = []
     wrong = []
-    for name in dict.fromkeys(names):
+    for name, place in places.items():
         start = time.perf_counter()
-        about_suite, run = SUITES[name]
-        outcome = run(settings)
-        print(f"\n{name}: {about_suite}\n\n{outcome.text}\n", flush=True)
+        told, run = SUITES[name]
+        outcome = run(settings[place])
+        print(f"\n{name}: {told}\n\n{outcome.text}\n", flush=True)
         if outcome.rows:
-            files = recording.write(there, name, _with_ceilings(about, settings), outcome)
+            about = _with_ceilings(machines[place], settings[place])
+            files = recording.write(folders[place], name, about, outcome)
             took = time.perf_counter() - start
-            print(f"{took:.0f} s; written to {there}: {', '.join(files)}", flush=True)
+            print(f"{took:.0f} s; written to {folders[place]}: {', '.join(files)}", flush=True)
         every += [row for row in outcome.rows if name in GRID and "varied" not in row]
         wrong += [f"{name}: {reason}" for reason in outcome.wrong]
     if len({*names} & {*GRID}) > 1:
@@ -91,6 +94,22 @@ def _run(options: argparse.Namespace) -> int:
     for reason in wrong:
         print(f"python -m benchmarks: failed its check, {reason}", file=sys.stderr)
     return 1 if wrong else 0
+
+
+def _device(asked: str) -> str:
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = asked.partition(":")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise RefusedError(f"--device {asked}: torch sees {torch.cuda.device_count()} GPUs")
+    if kind not in ("cpu", "cuda"):
+        raise RefusedError(f"--device must be cpu, cuda, cuda:N or auto, got {asked!r}")
+    return asked
+
+
+def _settings(options: argparse.Namespace, place: str) -> Settings:
+    names = options.dtype or (["bfloat16"] if place.startswith("cuda") else DTYPES)
+    return Settings(place, tuple(DTYPES[name] for name in names), options.quick)
 
 
 def _with_ceilings(about: Row, settings: Settings) -> Row:
@@ -109,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help=f"suites to run; none: {', '.join(PLAIN)}")
-    add("--device", default="auto", help="cpu or cuda; auto: cuda where there is one")
+    add("--device", default="auto", help="cpu, cuda, cuda:N; auto: cuda where there is one")
     both = "default: both, on a GPU bfloat16; may be given twice"
     add("--dtype", action="append", choices=list(DTYPES), help=both)
     add("--threads", type=int, metavar="N", help="of the CPU; default: torch's")

@@ -20,6 +20,8 @@ def test_unknown_suites_and_bad_options_are_a_line(capsys, tmp_path):
     for words, said in (
         (["smal"], "unknown suite 'smal'; there are layer, mlp, chain, narrow, patch, small"),
         (["layer", "--threads", "0"], "--threads must be at least 1, got 0"),
+        (["layer", "--device", "cuda:99"], "--device cuda:99: torch sees"),
+        (["layer", "--device", "abacus"], "--device must be cpu, cuda, cuda:N or auto, got"),
         (["layer", "--out", str(file)], f"--out {file} cannot be written in"),
     ):
         assert command.main(words) == 2
