@@ -62,6 +62,8 @@ def _run(options: argparse.Namespace) -> int:
         if options.threads < 1:
             raise RefusedError(f"--threads must be at least 1, got {options.threads}")
         torch.set_num_threads(options.threads)
+    if device.startswith("cuda"):
+        torch.cuda.set_device(torch.device(device))
     names: list[str] = []
     for name in options.names or PLAIN:
         names += GRID if name == "grid" else [name]
@@ -100,10 +102,10 @@ def _device(asked: str) -> str:
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = asked.partition(":")
+    if asked != "cpu" and (kind != "cuda" or not (number or "0").isdigit()):
+        raise RefusedError(f"--device must be cpu, cuda, cuda:N or auto, got {asked!r}")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         raise RefusedError(f"--device {asked}: torch sees {torch.cuda.device_count()} GPUs")
-    if kind not in ("cpu", "cuda"):
-        raise RefusedError(f"--device must be cpu, cuda, cuda:N or auto, got {asked!r}")
     return asked
 
 

@@ -27,10 +27,12 @@ def run(suite: str, settings: Settings) -> Outcome:
         try:
             problem = make()
         except ImportError as error:
-            tqdm.write(f"{suite}: left out, {error}")
+            tqdm.write(f"{suite}: a problem is left out, {error}")
             continue
         rows += _rows(problem, settings)
-    text = f"{table(rows)}\n\n{summary(rows)}"
+    text = (
+        f"{table(rows)}\n\n{summary(rows)}" if rows else "no problem in this dtype on this device"
+    )
     images = drawn(suite, rows, settings) if rows else {}
     wrong = failures(rows)
     if suite in SWEPT and not settings.quick:
