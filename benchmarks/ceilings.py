@@ -1,7 +1,7 @@
 """What this device can do at most, measured: the two ceilings of a roofline."""
 
-import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ class Ceilings:
         return max(flops / self.flops[dtype], traffic / self.bandwidth)
 
 
-def measured(device: str, dtypes: list[torch.dtype]) -> Ceilings:
+def measured(device: str, dtypes: Sequence[torch.dtype]) -> Ceilings:
     large = device.startswith("cuda")
     flops = {}
     for dtype in dtypes:
@@ -33,7 +33,7 @@ def measured(device: str, dtypes: list[torch.dtype]) -> Ceilings:
 
 
 def _seconds(call, device: str, times: int = 7) -> float:
-    """The median of a few calls."""
+    """The least of a few calls: a ceiling is what was reached."""
     found = []
     for _ in range(times + 2):
         wait(device)
@@ -41,7 +41,7 @@ def _seconds(call, device: str, times: int = 7) -> float:
         call()
         wait(device)
         found.append(time.perf_counter() - start)
-    return statistics.median(found[2:])
+    return min(found[2:])
 
 
 def wait(device: str) -> None:

@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from tabulate import tabulate
@@ -10,12 +10,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import manualgrad as mg
+from benchmarks import pictures
+from benchmarks.outcome import Outcome, Row, Settings
 from benchmarks.weighing import peak_bytes
 
 DEPTH, ROWS, WIDTH = 8, 1024, 256
 ACTIVATIONS = (nn.GELU, nn.SiLU, nn.Mish, nn.ELU, nn.Softplus, nn.ReLU, nn.Tanh, nn.Sigmoid)
+Shape = tuple[type[nn.Module], int, int, int]
 # activation, rows, width, layers; the last two are walked in tiles
-PEAKS: tuple[tuple[type[nn.Module], int, int, int], ...] = (
+PEAKS: tuple[Shape, ...] = (
     *((act, 1024, 256, depth) for act in (nn.GELU, nn.ReLU) for depth in (2, 8, 32)),
     *((act, 65536, 64, 8) for act in (nn.GELU, nn.ReLU)),
 )
@@ -37,28 +40,50 @@ def saved_bytes(run: Callable[[], Tensor], parameters: list[nn.Parameter]) -> in
     return sum(storages.values())
 
 
-def run() -> str:
+def run(settings: Settings) -> Outcome:
     """Both tables."""
-    return f"{kept()}\n\n{peaks()}"
+    saved, held = kept(), peaks(PEAKS[:1] if settings.quick else PEAKS)
+    text = f"{kept_table(saved)}\n\n{peaks_table(held)}"
+    names = [row["activation"] for row in saved]
+    series = {
+        key: {row["activation"]: row[f"{key} MiB"] / row["eager MiB"] for row in saved}
+        for key in ("chain", "recompute")
+    }
+    label = "bytes kept for backward, as a share of eager's"
+    return Outcome(
+        [{"count": "kept", **row} for row in saved] + [{"count": "held", **row} for row in held],
+        text,
+        {"memory": pictures.bars("memory", names, series, label, 1.0)},
+    )
 
 
-def kept() -> str:
+def kept() -> list[Row]:
     """MiB kept by torch's modules, by a chain, and by one that recomputes."""
     rows = []
     for act in ACTIVATIONS:
         eager = chain_of(act, DEPTH, WIDTH)
-        parameters = list(eager.parameters())
         x = torch.randn(ROWS, WIDTH)
-        nets = [
-            eager,
-            mg.nn.MLP.from_sequential(eager),
-            mg.nn.MLP.from_sequential(eager, recompute=True),
-        ]
-        found = [saved_bytes(functools.partial(net, x), parameters) for net in nets]
-        mebibytes = (n / 2**20 for n in found)
-        rows.append((act.__name__, *mebibytes, found[1] / found[0], found[2] / found[0]))
+        nets = {
+            "eager": eager,
+            "chain": mg.nn.MLP.from_sequential(eager),
+            "recompute": mg.nn.MLP.from_sequential(eager, recompute=True),
+        }
+        parameters = list(eager.parameters())
+        row: Row = {"activation": act.__name__}
+        for name, net in nets.items():
+            row[f"{name} MiB"] = saved_bytes(functools.partial(net, x), parameters) / 2**20
+        rows.append(row)
+    return rows
+
+
+def kept_table(rows: list[Row]) -> str:
+    body = []
+    for row in rows:
+        eager, chain, recompute = (row[f"{name} MiB"] for name in ("eager", "chain", "recompute"))
+        ratios = chain / eager, recompute / eager
+        body.append((row["activation"], eager, chain, recompute, *ratios))
     headers = ["activation", "eager", "chain", "recompute", "chain / eager", "recompute / eager"]
-    table = tabulate(rows, headers=headers, floatfmt=("", ".2f", ".2f", ".2f", ".3f", ".3f"))
+    table = tabulate(body, headers=headers, floatfmt=("", ".2f", ".2f", ".2f", ".3f", ".3f"))
     return (
         f"MiB kept for backward by {DEPTH} layers of width {WIDTH} on {ROWS} rows, float32, the "
         f"input included,\nparameters excluded\n\n{table}"
@@ -71,10 +96,10 @@ def chain_of(act: type[nn.Module], depth: int, width: int) -> nn.Sequential:
     )
 
 
-def peaks(compiles: bool = True) -> str:
+def peaks(shapes: Sequence[Shape], compiles: bool = True) -> list[Row]:
     """MiB that a forward and a backward pass hold at most, gradients included."""
     rows = []
-    for act, count, width, depth in PEAKS:
+    for act, count, width, depth in shapes:
         eager = chain_of(act, depth, width)
         x = torch.randn(count, width, requires_grad=True)
         nets = {
@@ -84,11 +109,16 @@ def peaks(compiles: bool = True) -> str:
             "chain": mg.nn.MLP.from_sequential(eager),
             "recompute": mg.nn.MLP.from_sequential(eager, recompute=True),
         }
-        cells = [_peak(net, x, list(eager.parameters())) for net in nets.values()]
-        rows.append((act.__name__, count, width, depth, *cells))
-    headers = ["activation", "rows", "width", "layers"]
-    headers += ["eager", "torch.compile", "checkpoint", "chain", "recompute"]
-    table = tabulate(rows, headers=headers, floatfmt=".1f")
+        row: Row = {"activation": act.__name__, "rows": count, "width": width, "layers": depth}
+        for name, net in nets.items():
+            row[f"{name} MiB"] = _peak(net, x, list(eager.parameters()))
+        rows.append(row)
+    return rows
+
+
+def peaks_table(rows: list[Row]) -> str:
+    headers = [name.removesuffix(" MiB") for name in rows[0]]
+    table = tabulate([list(row.values()) for row in rows], headers=headers, floatfmt=".1f")
     return f"MiB held at most in a forward and a backward pass, gradients included\n\n{table}"
 
 

@@ -4,42 +4,56 @@ import copy
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import manualgrad as mg
+from benchmarks import peers
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "tanh": nn.Tanh,
     "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
     "silu": nn.SiLU,
 }
 
 
+PARTS = ("forward", "backward", "step")
+
+
 @dataclass
 class Problem:
-    """One network twice, on the same Parameters.
+    """One network twice, on the same Parameters; peers: rivals' on them too, or why not.
 
-    about: what a table says of it. flops: multiplications and additions of a forward pass.
-    traffic: bytes that a forward and a backward pass cannot avoid to move, each tensor once: the
-    input, the output, the parameters, and all their gradients.
+    about: what a table says of it. work: of each part, multiplications and additions, and the
+    bytes that it cannot avoid to move, each tensor once: input, output, parameters, and in
+    backward all of their gradients.
     """
 
     about: dict[str, Any]
     inputs: tuple[Tensor, ...]
     eager: nn.Module
     ours: nn.Module
-    flops: float = float("nan")
-    traffic: float = float("nan")
-    peers: dict[str, nn.Module] = field(default_factory=dict)
+    work: dict[str, tuple[float, float]] = field(default_factory=dict)
+    peers: dict[str, nn.Module | str] = field(default_factory=dict)
 
-    def leaves(self) -> list[Tensor]:
-        """What gradients are asked for: the inputs that are no numbers of words, the parameters."""
-        inputs = [x for x in self.inputs if x.requires_grad]
-        return [*inputs, *(p for p in self.eager.parameters() if p.requires_grad)]
+
+def work_of(
+    flops: float, backward_flops: float, inputs: int, outputs: int, parameters: int
+) -> dict[str, tuple[float, float]]:
+    """flops and bytes by part, from the bytes of inputs, outputs and parameters."""
+    ends = inputs + outputs
+    return {
+        "forward": (flops, ends + parameters),
+        "backward": (backward_flops, ends + inputs + 2 * parameters),  # the input is read again
+        "step": (flops + backward_flops, 2 * (ends + parameters)),
+    }
 
 
 def chain(
@@ -52,7 +66,7 @@ def chain(
         modules += [nn.Linear(fan_in, fan_out), ACTIVATIONS[activation]()]
     eager = nn.Sequential(*modules).to(device, dtype)
     ours: nn.Module = mg.nn.MLP.from_sequential(eager)
-    return _of_layers(rows, sizes, eager, ours, dtype, device, activation=activation, **about)
+    return _of_layers(rows, sizes, eager, ours, activation, **about)
 
 
 def layer(
@@ -64,9 +78,7 @@ def layer(
     eager = nn.Sequential(linear, ACTIVATIONS[activation]())
     ours = mg.nn.Linear(fan_in, fan_out, activation=activation, device=device, dtype=dtype)
     ours.weight, ours.bias = linear.weight, linear.bias
-    sizes = (fan_in, fan_out)
-    about = {"K": fan_in, "N": fan_out, "activation": activation}
-    return _of_layers(rows, sizes, eager, ours, dtype, device, **about)
+    return _of_layers(rows, (fan_in, fan_out), eager, ours, activation, K=fan_in, N=fan_out)
 
 
 def block(rows: int, width: int, activation: str, dtype: torch.dtype, device: str) -> Problem:
@@ -76,24 +88,38 @@ def block(rows: int, width: int, activation: str, dtype: torch.dtype, device: st
         nn.Linear(width, 4 * width), ACTIVATIONS[activation](), nn.Linear(4 * width, width)
     ).to(device, dtype)
     ours = mg.nn.MLP.from_sequential(eager)
-    sizes = (width, 4 * width, width)
-    about = {"width": width, "activation": activation}
-    return _of_layers(rows, sizes, eager, ours, dtype, device, **about)
+    return _of_layers(rows, (width, 4 * width, width), eager, ours, activation, width=width)
 
 
-def _of_layers(rows, sizes, eager, ours, dtype, device, **about: Any) -> Problem:
-    x = torch.randn(rows, sizes[0], device=device).to(dtype).requires_grad_()
-    products = sum(a * b for a, b in itertools.pairwise(sizes))
-    parameters = sum(p.numel() for p in eager.parameters())
-    ends = rows * (sizes[0] + sizes[-1])
+def _of_layers(
+    rows: int,
+    sizes: Sequence[int],
+    eager: nn.Sequential,
+    ours: nn.Module,
+    activation: str,
+    **about: Any,
+) -> Problem:
+    linears = [module for module in eager if isinstance(module, nn.Linear)]
+    weight = linears[0].weight
+    x = torch.randn(rows, sizes[0], device=weight.device).to(weight.dtype).requires_grad_()
+    flops = 2.0 * rows * sum(a * b for a, b in itertools.pairwise(sizes))
+    first, last = (rows * size * weight.itemsize for size in (sizes[0], sizes[-1]))
     return Problem(
-        {"rows": rows, **about, "dtype": str(dtype).removeprefix("torch.")},
+        {"rows": rows, **about, "activation": activation, "dtype": name_of(weight.dtype)},
         (x,),
         eager,
         ours,
-        2.0 * rows * products,
-        2.0 * (ends + parameters) * dtype.itemsize,
+        work_of(flops, 2 * flops, first, last, bytes_of(*eager.parameters())),
+        peers.of(peers.Stack(linears, activation, eager[-1] is not linears[-1])),
     )
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def bytes_of(*tensors: Tensor) -> int:
+    return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
 
 
 def model(name: str, dtype: torch.dtype, device: str) -> Problem:
@@ -109,8 +135,27 @@ def model(name: str, dtype: torch.dtype, device: str) -> Problem:
     report = mg.patch(ours, *inputs)
     for mine, theirs in zip(ours.parameters(), eager.parameters(), strict=True):
         mine.data = theirs.data
-    about = {"model": name, "fused": len(report), "dtype": str(dtype).removeprefix("torch.")}
-    return Problem(about, inputs, eager, ours)
+    about = {"model": name, "fused": len(report), "dtype": name_of(dtype)}
+    return Problem(about, inputs, eager, ours, _counted(eager, inputs))
+
+
+def _counted(net: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, tuple[float, float]]:
+    """A model's work: torch counts the products, attention's as products."""
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        y = output(net(*inputs))
+        forward = counter.get_total_flops()
+        torch.autograd.grad(y.sum(), list(net.parameters()), allow_unused=True)
+    backward = counter.get_total_flops() - forward
+    sizes = bytes_of(*inputs), bytes_of(y), bytes_of(*net.parameters())
+    return work_of(forward, backward, *sizes)
+
+
+def output(result: Any) -> Tensor:
+    """The tensor of a model's result."""
+    if isinstance(result, Tensor):
+        return result
+    return next(iter(result.values())) if isinstance(result, dict) else result[0]
 
 
 def define_operators_of_torchvision() -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import pathlib
 import platform
@@ -14,9 +15,10 @@ from typing import Any
 import torch
 
 import manualgrad as mg
+from benchmarks.outcome import Outcome, RefusedError
 from manualgrad.files import write_bytes
 
-Row = dict[str, Any]
+KEYS = ("device", "threads", "torch", "triton", "manualgrad", "commit")  # of a row
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -74,35 +76,48 @@ def _commit() -> str:
     return head + ("+" if changed else "")
 
 
-def folder(out: pathlib.Path, device: str) -> pathlib.Path:
-    """out/NAME-OF-THE-DEVICE, made; raises ValueError where it cannot be."""
+def folder(out: pathlib.Path, device: str, quick: bool) -> pathlib.Path:
+    """out/NAME-OF-THE-DEVICE, made; raises RefusedError where it cannot be.
+
+    quick: a folder within it, so that a trial writes over no measurement.
+    """
     there = out / re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
+    there = there / "quick" if quick else there
     try:
         there.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise ValueError(f"--out {out} cannot be written in: {error.strerror}") from None
+        raise RefusedError(f"--out {out} cannot be written in: {error.strerror}") from None
     return there
 
 
-def write(
-    there: pathlib.Path, suite: str, about: dict[str, Any], rows: list[Row], pictures: dict
-) -> list[str]:
-    """SUITE.json, SUITE.csv and the pictures, {name: PNG}; their names."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+def write(there: pathlib.Path, suite: str, about: dict[str, Any], outcome: Outcome) -> list[str]:
+    """SUITE.json, SUITE.csv, whose rows name device and versions, and the pictures; their names."""
+    keyed = [{**row, **{key: about[key] for key in KEYS if key in about}} for row in outcome.rows]
+    columns = list(dict.fromkeys(name for row in keyed for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(keyed)
+    told = json.dumps(_finite({"machine": about, "rows": outcome.rows}), indent=1, allow_nan=False)
     contents = {
-        f"{suite}.json": (json.dumps({"machine": about, "rows": rows}, indent=1) + "\n").encode(),
+        f"{suite}.json": f"{told}\n".encode(),
         f"{suite}.csv": text.getvalue().encode(),
-        **{f"{name}.png": png for name, png in pictures.items()},
+        **{f"{name}.png": png for name, png in outcome.pictures.items()},
     }
     for name, content in contents.items():
         try:
             write_bytes(there / name, content)
         except OSError as error:
-            raise ValueError(f"{there / name} cannot be written: {error.strerror}") from None
+            raise RefusedError(f"{there / name} cannot be written: {error.strerror}") from None
     return list(contents)
+
+
+def _finite(content: Any) -> Any:
+    """JSON has no word for inf and NaN: their texts."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_finite(value) for value in content]
+    return str(content) if isinstance(content, float) and not math.isfinite(content) else content

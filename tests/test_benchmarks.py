@@ -1,44 +1,45 @@
 """The benchmarks run, check before they time, and count bytes right."""
 
 import functools
-import json
+import types
 
 import pytest
 import torch
 
-import benchmarks.__main__ as command
 import manualgrad as mg
 from benchmarks import (
     ceilings,
+    checking,
     contest,
-    contests,
     equations,
     memory,
+    peers,
     problems,
     scaling,
     small,
-    suites,
     timing,
     weighing,
 )
+from benchmarks.outcome import Settings
 
-BPS = ["BP1", "BP2", "BP3", "BP4"]
+ROOF = ceilings.Ceilings({"float32": 1e9, "bfloat16": 1e9}, 1e9)
 
 
 def test_memory_prints_exact_counts():
-    table = memory.kept()
+    table = memory.kept_table(memory.kept())
     assert "0.562" in table  # GELU: 9 of eager's 16 tensors
     assert "recompute" in table
 
 
-def test_a_chain_never_holds_more_than_eager(monkeypatch):
+def test_a_chain_never_holds_more_than_eager():
     shapes = [(torch.nn.GELU, 1024, 256, 8), (torch.nn.ReLU, 1024, 256, 8)]
-    monkeypatch.setattr(memory, "PEAKS", [*shapes, (torch.nn.GELU, 65536, 64, 4)])
-    for line in memory.peaks(compiles=False).splitlines()[-3:]:
-        eager, checkpointed, chain, recompute = map(float, line.split()[4:])
-        assert chain <= eager
-        assert recompute <= checkpointed
-    assert recompute < 0.6 * checkpointed  # in tiles
+    rows = memory.peaks([*shapes, (torch.nn.GELU, 65536, 64, 4)], compiles=False)
+    for row in rows:
+        assert row["chain MiB"] <= row["eager MiB"]
+        assert row["recompute MiB"] <= row["checkpoint MiB"]
+    assert rows[-1]["recompute MiB"] < 0.6 * rows[-1]["checkpoint MiB"]  # in tiles
+    line = memory.peaks_table(rows).splitlines()[-1].split()
+    assert line[:4] == ["GELU", "65536", "64", "4"]
 
 
 def test_a_layer_never_holds_more_than_eager():
@@ -74,11 +75,13 @@ def test_a_forward_pass_holds_no_activation_that_nobody_will_read(kind, matrices
 def test_small_times_only_what_agrees(monkeypatch):
     monkeypatch.setattr(small, "ROUNDS", 3)
     monkeypatch.setattr(small, "compiles", lambda step: False)
-    cells = small.row(3, "relu", torch.nn.ReLU)
-    assert len(cells) == 6
-    assert all(value > 0 for value in (cells[2], cells[3], cells[5]))
+    (row,) = small.rows(3, "relu", torch.nn.ReLU)
+    assert all(row[key] > 0 for key in ("theirs_us", "ours_us", "ratio"))
+    assert row["p20_us"] <= row["ours_us"] <= row["p80_us"]
     monkeypatch.setattr(small, "check", lambda *nets: 0.1)
-    assert "not timed" in small.row(3, "relu", torch.nn.ReLU)[2]
+    (row,) = small.rows(3, "relu", torch.nn.ReLU)
+    assert "ours_us" not in row
+    assert "gradients differ by 1.0e-01: not timed" in small.table([row])
 
 
 def test_contestants_are_interleaved():
@@ -91,84 +94,72 @@ def test_contestants_are_interleaved():
     assert timing.quantiles([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 3.0, 5.0)
 
 
-def test_unknown_suites_and_bad_options_are_a_line(capsys, tmp_path):
-    file = tmp_path / "file"
-    file.write_text("")
-    for words, said in (
-        (["smal"], "unknown suite 'smal'; there are small, memory, compiled"),
-        (["layer", "--threads", "0"], "--threads must be at least 1, got 0"),
-        (["layer", "--out", str(file)], f"--out {file} cannot be written in"),
-    ):
-        assert command.main(words) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
-        assert said in error
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_gradient_that_is_wrong_is_named(dtype):
+    """However many others are right, and however much larger they are."""
+    problem = problems.chain(64, [16] * 5, "relu", dtype, "cpu")
+    grad = checking.arriving(problem)
+    judge = checking.judge_of(problem, grad)
+    found = checking.tried(problem.ours, problem, grad)
+    assert judge.error(found)[0] <= 1
+    for number, name in enumerate(judge.names):
+        for off in (0.0, 1.5, float("nan")):
+            planted = [*found]
+            planted[number] = off * found[number]
+            share, told = judge.error(planted)
+            assert share > 1
+            assert told.startswith(f"{name} is off by")
+        assert judge.error([*found[:number], None, *found[number + 1 :]])[0] > 1
 
 
-@pytest.fixture
-def tiny(monkeypatch):
-    """Every suite has one small chain, and there are no ceilings to be measured."""
-    make = functools.partial(problems.chain, 8, [4, 4, 4], "gelu", torch.float32, "cpu", width=4)
-    monkeypatch.setattr(suites, "of", lambda *_: [make])
-    monkeypatch.setattr(
-        ceilings, "measured", lambda *_: ceilings.Ceilings({"float32": 1e9, "bfloat16": 1e9}, 1e9)
-    )
-    monkeypatch.setattr(contests, "ROUNDS", 5)
-    compiled = {"eager": lambda p: p.eager, "manualgrad": lambda p: p.ours}
-    compiled["torch.compile"] = compiled["eager"]  # a compiler takes longer than all of this
-    monkeypatch.setattr(
-        contest, "contestants", lambda problem, _: {n: f(problem) for n, f in compiled.items()}
-    )
+def test_no_gradient_arrives_where_a_rounding_decides():
+    problem = problems.chain(64, [4, 4], "relu", torch.float32, "cpu")
+    layer = problem.eager[0]
+    with torch.no_grad():
+        layer.bias.zero_()
+        problem.inputs[0][3] = 0.0
+    zero = (checking.arriving(problem) == 0).all(1)
+    assert zero.nonzero().flatten().tolist() == [3]
 
 
-def test_a_suite_prints_and_records_each_contestant(tiny, tmp_path, capsys):
-    assert command.main(["chain", "--out", str(tmp_path)]) == 0
-    text = capsys.readouterr().out
-    assert "vs eager" in text
-    assert "geometric mean" in text
-    (folder,) = tmp_path.iterdir()
-    names = {file.name for file in folder.iterdir()}
-    assert names == {"chain.json", "chain.csv", "chain.png", "chain-roofline-float32.png"}
-    told = json.loads((folder / "chain.json").read_text())
-    assert {"device", "torch", "threads", "commit"} <= set(told["machine"])
-    assert [row["provider"] for row in told["rows"]] == ["eager", "manualgrad", "torch.compile"]
-    for row in told["rows"]:
-        assert row["p20_ms"] <= row["both_ms"] <= row["p80_ms"]
-        assert row["share of roofline"] > 0
-        assert row["both vs eager"] > 0
-        assert row["peak_bytes"] >= row["saved_bytes"] > 0
-    eager, ours = told["rows"][:2]
-    assert (eager["saved_bytes"], ours["saved_bytes"]) == (
-        4 * 128,
-        3 * 128,
-    )  # x, z1, a1, z2; x, z1, z2
+def test_peers_take_part_where_they_are_installed(monkeypatch):
+    """A stand-in of apex, whose signature this is."""
+    function = types.ModuleType("apex.mlp.mlp")
+
+    def mlp_function(bias, activation, x, first, second, *biases):
+        hidden = torch.relu(x @ first.T + biases[0])
+        return torch.relu(hidden @ second.T + biases[1])
+
+    function.mlp_function = mlp_function  # pyright: ignore
+    for name in ("apex", "apex.mlp"):
+        monkeypatch.setitem(__import__("sys").modules, name, types.ModuleType(name))
+    monkeypatch.setitem(__import__("sys").modules, "apex.mlp.mlp", function)
+    monkeypatch.setattr(peers, "installed", lambda: ["apex", "quack", "tinycudann"])
+    problem = problems.chain(64, [8, 8, 8], "relu", torch.float32, "cpu")
+    assert "quack has blocks" in problem.peers["quack"]
+    assert "no biases" in problem.peers["tinycudann"]
+    grad = checking.arriving(problem)
+    found = contest.checked({"apex": problem.peers["apex"]}, problem, grad)
+    assert found["apex"]["check"] == "right"
+    half = problems.chain(64, [8, 8, 8], "relu", torch.bfloat16, "cpu")
+    assert "no bfloat16" in half.peers["apex"]
 
 
-def test_after_a_failed_check_there_is_no_figure(tiny, tmp_path, capsys, monkeypatch):
-    def wrong(*args):
-        return 1.01 * right(*args)
-
-    right = mg.nn.MLP.forward
-    monkeypatch.setattr(mg.nn.MLP, "forward", wrong)
-    assert command.main(["chain", "--out", str(tmp_path)]) == 1
-    assert "not timed: off by" in capsys.readouterr().out
-    (file,) = tmp_path.glob("*/chain.json")
-    _, ours, _ = json.loads(file.read_text())["rows"]
-    assert "off by" in ours["not timed"]
-    assert "both_ms" not in ours
+@pytest.mark.parametrize(("act", "eager", "ours"), [("relu", 3, 3), ("gelu", 4, 3)])
+def test_saved_bytes_of_a_known_chain_are_exact(act, eager, ours):
+    """x, a1, a2; x, z1, a1, z2 and x, z1, z2."""
+    problem = problems.chain(64, [4, 4, 4], act, torch.float32, "cpu")
+    for net, matrices in ((problem.eager, eager), (problem.ours, ours)):
+        found = memory.saved_bytes(functools.partial(net, *problem.inputs), list(net.parameters()))
+        assert found == matrices * 64 * 4 * 4
 
 
-def test_a_contestant_that_cannot_run_is_named_with_its_reason(tiny, tmp_path, capsys, monkeypatch):
-    class Broken(torch.nn.Module):
-        def forward(self, x):
-            raise RuntimeError("no compiler here")
-
-    found = contest.contestants
-    monkeypatch.setattr(
-        contest, "contestants", lambda *given: {**found(*given), "torch.compile": Broken()}
-    )
-    assert command.main(["chain", "--out", str(tmp_path)]) == 0
-    assert "not timed: RuntimeError: no compiler here" in capsys.readouterr().out
+def test_peak_bytes_of_a_known_chain_are_exact():
+    """eager, relu: a1, a2, delta2 and what BP2 makes of it, then grad_W2 and grad_b2."""
+    problem = problems.chain(64, [4, 4, 4], "relu", torch.float32, "cpu")
+    found = contest.weights(problem.eager, problem, torch.ones(64, 4), "cpu")
+    assert found["peak_bytes"] == 4 * (4 * 64 * 4 + 4 * 4 + 4)
+    assert found["launches"] is None
 
 
 def test_peak_bytes_of_what_is_known():
@@ -181,17 +172,48 @@ def test_peak_bytes_of_what_is_known():
     assert 8000 <= weighing.peak_bytes(call, "cpu") < 8100  # and the numbers 1
 
 
-def test_equations_and_scaling_have_rows(monkeypatch):
-    roof = ceilings.Ceilings({"float32": 1e12}, 1e12)
-    monkeypatch.setattr(equations, "ROWS", {"cpu": (8, 4, 4)})
-    rows = equations.rows("cpu", torch.float32, roof)
-    assert [row["operation"].split(":")[0] for row in rows] == ["forward", *BPS]
-    assert all(row["ms"] > 0 for row in rows)
-    found = [{"varied": "rows", "rows": n, "ms": 2.0 * n} for n in (1, 2, 4)]
-    assert scaling.slope(found, "rows") == pytest.approx(1.0)
+def test_equations_are_checked_and_timed(monkeypatch):
+    monkeypatch.setattr(equations, "SHAPES", {"cpu": (8, 4, 4)})
+    monkeypatch.setattr(ceilings, "measured", lambda *_: ROOF)
+    settings = Settings("cpu", (torch.float32, torch.bfloat16))
+    outcome = equations.run(settings)
+    assert [row["operation"] for row in outcome.rows] == [*equations.OPERATIONS] * 2
+    assert all(row["ms"] > 0 and row["share of roofline"] > 0 for row in outcome.rows)
+    assert not outcome.wrong
+    backend = equations.backend_for(torch.ones(1))
+    names = {name: getattr(backend, name) for name in equations.OPERATIONS}
+    names["bp4_weight_gradient"] = lambda delta, x: 1.1 * backend.bp4_weight_gradient(delta, x)
+    planted = types.SimpleNamespace(**names)
+    monkeypatch.setattr(equations, "backend_for", lambda x: planted)
+    outcome = equations.run(settings)
+    assert [text.split(":")[0] for text in outcome.wrong] == ["bp4_weight_gradient"] * 2
+    assert ["ms" in row for row in outcome.rows] == [True, True, True, True, False] * 2
+
+
+def test_scaling_has_verdicts():
+    found = [
+        {"varied": varied, varied: n, "step_ms": 2.0 * n**power, "check": "right"}
+        for varied, power in (("rows", 1.0), ("parameters", 1.2))
+        for n in (1, 2, 4)
+    ]
+    rows, parameters = scaling.told(found).splitlines()
+    shown = "shown: time grows in proportion to"
+    assert rows == f"{shown} rows, slope 1.00 from 1 to 4; from one to the next: 1.00, 1.00"
+    assert parameters.startswith(f"not {shown} parameters, slope 1.20 from 1 to 4")
+    planted = [
+        {**row, "check": "wrong", "not timed": "off", "width": 4, "rows": 1} for row in found
+    ]
+    assert scaling.told(planted).count("not timed: manualgrad on rows 1, width 4: off") == 6
 
 
 def test_the_ceilings_bound_from_below():
     roof = ceilings.Ceilings({"float32": 100.0}, 10.0)
     assert roof.seconds(200.0, 10.0, "float32") == 2.0
     assert roof.seconds(10.0, 50.0, "float32") == 5.0
+
+
+def test_work_is_counted():
+    problem = problems.layer(8, 4, 2, "relu", torch.float32, "cpu")
+    ends, parameters = 4 * (8 * 4 + 8 * 2), 4 * (4 * 2 + 2)
+    assert problem.work["forward"] == (2 * 8 * 4 * 2, ends + parameters)
+    assert problem.work["step"] == (3 * 2 * 8 * 4 * 2, 2 * (ends + parameters))

@@ -21,6 +21,7 @@ LAYERS = [
     {
         "triton_kernels",
         "manualgrad.formula",
+        "manualgrad.equations",
         "manualgrad.files",
         "manualgrad.sharding",
         "manualgrad.tables",
@@ -125,6 +126,7 @@ KERNELS = (
     "manualgrad.activations",
     "manualgrad.backends",
     "manualgrad.routed",
+    "manualgrad.equations",
     "manualgrad.files",
 )
 
