@@ -10,6 +10,7 @@ formulas, infinities included.
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ __all__ = [
 IDENTITY = ACTIVATIONS["identity"]
 A = torch.ops.aten
 CHECKED = 1 << 14  # entries
+CARELESS: dict[Callable, Callable] = {}  # of a guarded kernel: the one that is right for finite z
 
 
 def _prime(backward: Any, call: Callable) -> Callable:
@@ -64,10 +66,12 @@ def _guarded(kernel: Callable, exact: Callable, safe: Callable) -> Callable:
             return kernel(*tensors, **over)
         return exact(*tensors, **over)
 
+    if safe is finite:
+        CARELESS[guarded] = kernel
     return guarded
 
 
-def _finite(z) -> bool:
+def finite(z) -> bool:
     """No entry is infinite or NaN: then neither is their sum."""
     return math.isfinite(z.sum().item())
 
@@ -79,10 +83,10 @@ def _near(z) -> bool:
 
 def _tail(sigma: Callable, in_place: Callable | None = None) -> Callable:
     """sigma(z) where ATen's own kernel multiplies -inf by 0."""
-    return _guarded(sigma, lambda z: (in_place or sigma)(z.clamp(min=-FAR)), _finite)
+    return _guarded(sigma, lambda z: (in_place or sigma)(z.clamp(min=-FAR)), finite)
 
 
-def _tails(backward: Any, call: Callable, safe: Callable = _finite) -> Callable:
+def _tails(backward: Any, call: Callable, safe: Callable = finite) -> Callable:
     """adjoint * sigma'(z) where ATen's own kernel multiplies +-inf by 0."""
     prime = _prime(backward, call)
 
@@ -141,12 +145,28 @@ ONE_PASS: dict[str, tuple[Callable, Callable]] = {
         _tail(F.hardswish, A.hardswish_.default),
         _prime(A.hardswish_backward, _pair),
     ),
-    "gelu": (_guarded(F.gelu, _gelu, _finite), _tails(A.gelu_backward, _pair)),
+    "gelu": (_guarded(F.gelu, _gelu, finite), _tails(A.gelu_backward, _pair)),
     "gelu_tanh": (
         _tail(lambda z: F.gelu(z, approximate="tanh")),
         _tails(A.gelu_backward, lambda k, v, z: k(v, z, approximate="tanh"), _near),
     ),
 }
+
+
+# The same for z that holds no infinity: gates alone, for which that makes a difference.
+OF_FINITE_Z = {
+    f"{name} of finite z": (CARELESS.get(sigma, sigma), CARELESS.get(prime, prime))
+    for name, (sigma, prime) in ONE_PASS.items()
+    if sigma in CARELESS or prime in CARELESS
+}
+KERNELS: dict[str, Any] = ONE_PASS | OF_FINITE_Z
+
+
+@functools.lru_cache(maxsize=256)
+def of_finite_z(act: Activation) -> Activation:
+    """A gate for a caller who knows that no z is infinite; any other activation as it is."""
+    name = f"{act.name} of finite z"
+    return replace(act, name=name) if name in OF_FINITE_Z else act
 
 
 @functools.lru_cache(maxsize=256)
@@ -155,7 +175,7 @@ def kernels_of(act: Activation) -> tuple[Callable, Callable]:
 
     The second may be asked to write ``over`` the adjoint; the formulas do not.
     """
-    kernels = ONE_PASS.get(act.name)
+    kernels = KERNELS.get(act.name)
     if kernels is None:
         return functools.partial(rounded_once, act.sigma), (
             lambda v, s, over=False: times_sigma_prime(act, v, s)

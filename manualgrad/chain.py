@@ -123,13 +123,16 @@ class Chain:
         nobody asks for z^end.
     carries_z, carries_a: {start: end} of the layers whose z, or a, skips carry on, the last end.
     outs: the layers at which an "out" skip ends: a^l is not s^l, and both are kept.
+    beside: the layers l < L whose a^l is kept beside z^l, from which it could be computed again.
+    sure: acts to try first, as if no z were infinite (manualgrad.gates); None: there are none.
+    finite: none was, as the forward pass found, whose own the chain is then.
     hides_top: s^L is a hidden output, because it is not the output a^L itself.
     skips: as they were given, in the order of their ends. scales: those that are tensors.
     """
 
     __slots__ = (
-        "acts", "branches", "carries_a", "carries_z", "depth", "hides_top", "outs", "recompute",
-        "scales", "skips", "slots",
+        "acts", "beside", "branches", "carries_a", "carries_z", "depth", "finite", "hides_top",
+        "outs", "recompute", "scales", "skips", "slots", "sure",
     )  # fmt: skip
 
     def __init__(
@@ -145,6 +148,9 @@ class Chain:
         self.carries_z: dict[int, int] = {}
         self.carries_a: dict[int, int] = {}
         self.outs: frozenset[int] = frozenset()
+        self.beside: frozenset[int] = frozenset()
+        self.sure: Any = None
+        self.finite = False
         self.skips, self.scales = skips, ()
         if skips:
             self._add(sorted(skips, key=lambda skip: skip.end))
@@ -171,6 +177,11 @@ class Chain:
         for name in Chain.__slots__:
             setattr(chain, name, changes.get(name, getattr(self, name)))
         return chain
+
+    @property
+    def keeps_a(self) -> list[int]:
+        """The layers of which backward may be given a^l itself, besides s^l."""
+        return sorted(self.outs | self.beside)
 
     def scale(self, l: int, tensors: Sequence[Any]) -> Any:
         """Layer l's branch scale: 1.0 without a branch, a number, or a tensor."""

@@ -24,10 +24,12 @@ from manualgrad import ops as operators
 from manualgrad.activations import Activation
 from manualgrad.chain import Chain, merged, shares
 from manualgrad.differentiable import differentiable
+from manualgrad.gates import prepared
+from manualgrad.keeping import kept_for_backward, unpacked
 from manualgrad.listening import active as listening
 from manualgrad.listening import noting
 from manualgrad.ops import backend_for
-from manualgrad.walks import IDENTITY, Adjoints, backward_pass, kept_for_backward, unpacked
+from manualgrad.walks import IDENTITY, Adjoints, backward_pass
 
 
 class LinearActFunction(Function):
@@ -107,7 +109,7 @@ class MLPFunction(Function):
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
         x, chain, *tensors = inputs
         ctx.chain, ctx.device = chain, output[0].device
-        ctx.rows = tiling.rows_at_once(chain, x, tensors)
+        ctx.rows, ctx.finite = tiling.rows_at_once(chain, x, tensors), chain.finite
         ctx.set_materialize_grads(False)
         if chain.recompute:
             ctx.save_for_backward(x, *tensors)
@@ -129,6 +131,8 @@ class MLPFunction(Function):
             return (None,) * (2 + len(needs))
         saved = list(ctx.saved_tensors)
         compat.release_saved_tensors(ctx)
+        if ctx.finite and not (_to_be_differentiated() or torch.compiler.is_compiling()):
+            chain = chain.but(acts=chain.sure, sure=None)
         listened = listening and not compat.transforms_active()
         by_tiles = ctx.rows and not (listened or _to_be_differentiated())
         if by_tiles and tiling.takes(grad_a, grad_hidden):
@@ -208,6 +212,7 @@ def mlp(x: Tensor, chain: Chain, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         # operators know no skips: PyTorch differentiates those itself
         return (composite.mlp if chain.branches else _mlp)(x, chain, *tensors)
     if not compat.transforms_active():
+        chain = prepared(chain, x, tensors)
         derived = torch.is_grad_enabled() or compat.forward_mode() or compat.tracing_by_jit()
         if not derived:  # nobody will read what is kept
             return tiling.forward(chain, x, tensors, hidden=False)

@@ -18,14 +18,9 @@ from torch import Tensor
 
 from manualgrad import aten, compat
 from manualgrad.chain import Chain
-from manualgrad.ops import PLAIN, backend_for
-from manualgrad.walks import (
-    Adjoints,
-    backward_pass,
-    forward_pass,
-    kept_for_backward,
-    unpacked,
-)
+from manualgrad.gates import all_beside, walked
+from manualgrad.keeping import kept_for_backward, plain_on_cpu, unpacked
+from manualgrad.walks import Adjoints, backward_pass
 
 ENTRIES = 1 << 18  # of the widest activation in a tile: a megabyte in float32
 LEAST_ROWS = 512  # a product of fewer rows is slow for its size
@@ -39,11 +34,9 @@ def rows_at_once(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> int:
     if torch.compiler.is_compiling() or compat.transforms_active() or chain.depth < 2:
         return 0
     M, size = x.shape[0], x.element_size()
-    if M < 2 * LEAST_ROWS or M * WIDEST * chain.depth * size < CACHE or not x.is_cpu:
+    if M < 2 * LEAST_ROWS or M * WIDEST * chain.depth * size < CACHE or x.dtype not in DTYPES:
         return 0
-    if x.dtype not in DTYPES or backend_for(x) is not aten:
-        return 0
-    if not all(tensor is None or type(tensor) in PLAIN for tensor in (x, *tensors)):
+    if not plain_on_cpu(x, tensors):
         return 0
     widths = [tensors[weight_at].shape[0] for weight_at, _ in chain.slots[1:]]
     widest = max(x.shape[1], *widths)
@@ -59,13 +52,17 @@ def forward(
     """forward_pass, in tiles where that pays."""
     rows = rows_at_once(chain, x, tensors)
     if not rows:
-        return forward_pass(chain, x, tensors, hidden)
+        whole, chain.finite = walked(chain, x, tensors, hidden)
+        return whole
     whole: tuple[Tensor, ...] = ()
+    finite = True
     for first in range(0, x.shape[0], rows):
-        part = forward_pass(chain, x[first : first + rows], tensors, hidden)
+        part, sure = walked(chain, x[first : first + rows], tensors, hidden)
+        finite = finite and sure
         whole = whole or tuple(tile.new_empty(x.shape[0], tile.shape[1]) for tile in part)
         for matrix, tile in zip(whole, part, strict=True):
             matrix[first : first + rows] = tile
+    chain.finite = finite
     return whole
 
 
@@ -81,18 +78,21 @@ def backward(
 ) -> list[Tensor | None]:
     """backward_pass over tiles of so many rows.  grad_a (M, N_L).
 
-    saved: x and the chain's tensors with recompute, else what kept_for_backward chose.
+    saved: x and the chain's tensors with recompute, else what kept_for_backward chose. Where a tile
+    walks forward again, it keeps each a^l beside z^l: both are in cache.
     Returns the gradients of x and of each tensor.
     """
     M, count, whole = grad_a.shape[0], len(needs) - 1, chain
-    chain = chain.but(recompute=False)
+    chain = chain.but(
+        recompute=False, beside=all_beside(chain) if chain.recompute else chain.beside
+    )
     grad_x: Any = None
     grads: list[Tensor | None] = [None] * count
     for first in range(0, M, rows):
         at = slice(first, first + rows)
         if whole.recompute:
             x, tensors = saved[0][at], saved[1:]
-            output = forward_pass(chain, x, tensors)
+            output, _ = walked(chain, x, tensors, hidden=True)
             tile = kept_for_backward(chain, x, tensors, output, needs)
         else:
             tile = saved[:count] + [None if one is None else one[at] for one in saved[count:]]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from manualgrad.activations import ACTIVATIONS
 from manualgrad.chain import Branch, Chain, added, scale_gradient, scaled
+from manualgrad.keeping import hidden_outputs
 from manualgrad.ops import backend_for
 
 IDENTITY = ACTIVATIONS["identity"]
@@ -22,11 +23,13 @@ def forward_pass(
 ) -> tuple[Tensor, ...]:
     """Walks l = 1..L.  x (M, N_0); tensors: the chain's.
 
-    Returns (a^L, s^1, ..., s^{L-1}), then s^L if the chain hides it, then a^l for each l < L at
-    which a skip is added to sigma(z^l): there s^l does not give a^l. Unless hidden, (a^L,) alone:
-    each layer's memory is then given back once the next layer has read it.
+    Returns (a^L, s^1, ..., s^{L-1}), then s^L if the chain hides it, then a^l for each l < L that
+    is kept besides: where a skip is added to sigma(z^l) s^l does not give a^l, and elsewhere a^l
+    may be worth its memory. Unless hidden, (a^L,) alone: each layer's memory is then given back
+    once the next layer has read it.
     """
     linear_act, acts, slots = backend_for(x).linear_act_forward, chain.acts, chain.slots
+    beside = chain.beside
     a, s_hidden, a_hidden, skips = x, [], [], bool(chain.branches)
     carried = {("a", 0): x}
     for l in range(1, chain.depth + 1):
@@ -35,6 +38,8 @@ def forward_pass(
             a, s = linear_act(a, tensors[weight_at], tensors[bias_at], act)
             if hidden:
                 s_hidden.append(s)
+                if l in beside:
+                    a_hidden.append(a)
             del s
             continue
         weight, bias = chain.weight(l, tensors), chain.bias(l, tensors)
@@ -49,8 +54,8 @@ def forward_pass(
         del s
         if l in chain.outs:
             a = added(cast(Tensor, brought), a, chain.scale(l, tensors))
-            if hidden:
-                a_hidden.append(a)
+        if hidden and (l in chain.outs or l in beside):
+            a_hidden.append(a)
         if l in chain.carries_a:
             carried["a", l] = a
     if not hidden:
@@ -67,62 +72,6 @@ def _brought(chain: Chain, l: int, branch: Branch, carried: dict) -> Tensor:
     what, last = ("z", chain.carries_z) if branch.kind == "pre" else ("a", chain.carries_a)
     there = what, branch.start
     return carried.pop(there) if last[branch.start] == l else carried[there]
-
-
-def hidden_outputs(chain: Chain) -> tuple[tuple[str, int], ...]:
-    """(what, l) of each further output of forward_pass: z^l, a^l, or sigma(z^l) as "branch"."""
-    if chain.recompute:
-        return ()
-    acts, outs, kinds = chain.acts, chain.outs, []
-    for l in range(1, chain.depth + chain.hides_top):
-        kinds.append(("z" if acts[l].keeps == "z" else "branch" if l in outs else "a", l))
-    return *kinds, *(("a", l) for l in sorted(outs) if l < chain.depth)
-
-
-def kept_for_backward(chain: Chain, x: Tensor, tensors, output, needs) -> list[Tensor | None]:
-    """The chain's tensors, s^0..s^L with s^0 = x, and the a^l that forward_pass returns last.
-
-    None for each that the gradients asked for do without: BP2 at layer l wants W^{l+1} and s^l,
-    BP4 wants a^{l-1}; below the lowest layer with a gradient nothing runs.
-    """
-    needs_x, *needs = needs
-    lowest, depth, hidden = chain.lowest(needs_x, needs), chain.depth, chain.depth + chain.hides_top
-    s: list[Tensor | None] = [x, *output[1:hidden]]
-    if not chain.hides_top:
-        s.append(output[0])
-    wanted: list[Tensor | None] = [None] * len(tensors)
-    for at, _ in chain.slots[lowest + 1 :]:
-        wanted[at] = tensors[at]
-    outs, learns = chain.outs, chain.learns_scale
-    a_kept = dict(zip(sorted(outs), output[hidden:], strict=False))
-    for l, act in enumerate(chain.acts):
-        used = l >= lowest and not act.is_identity  # by BP1 or BP2, for sigma'
-        if used and l not in outs:
-            continue
-        a_wanted = l < depth and (needs[chain.slots[l + 1][0]] or learns(l + 1, needs))
-        if l in outs:
-            if l in a_kept and not a_wanted:
-                a_kept[l] = None
-            a_wanted = learns(l, needs)  # a^l does not come from s^l, but the scale's gradient does
-        if not (a_wanted or used):
-            s[l] = None
-    for l, branch in chain.branches.items():
-        if branch.at is not None and l >= lowest:
-            wanted[branch.at] = tensors[branch.at]
-            if needs[branch.at]:
-                for at in chain.slots[l]:
-                    wanted[at] = tensors[at]
-    return [*wanted, *s, *a_kept.values()]
-
-
-def unpacked(chain: Chain, kept: Sequence[Any], count: int) -> tuple[list, list, dict[int, Any]]:
-    """What kept_for_backward chose, of ``count`` tensors: those, s^0..s^L and {l: a^l}."""
-    tensors, s, a = (
-        kept[:count],
-        kept[count : count + chain.depth + 1],
-        kept[count + chain.depth + 1 :],
-    )
-    return list(tensors), list(s), dict(zip(sorted(chain.outs), a, strict=False))
 
 
 class Adjoints:
@@ -274,7 +223,10 @@ def backward_pass(
             skip = at_a.pop(l - 1, None) if at_a else None
             skip_z = at_z.pop(l - 1, None) if at_z else None
             weight = chain.weight(l, tensors) if skips else tensors[weight_at]
-            below, below_rows, a = bp2(delta, weight, s_below, acts[l - 1], skip, with_a, skip_z)
+            kept = a_kept.pop(l - 1, None)
+            again = with_a and kept is None
+            below, below_rows, a = bp2(delta, weight, s_below, acts[l - 1], skip, again, skip_z)
+            a, kept = (a if kept is None else kept), None
         elif with_a:
             a = a_kept[l - 1] if l - 1 in a_kept else ops.output(s_below, acts[l - 1])
         if note is not None:

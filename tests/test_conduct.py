@@ -7,7 +7,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import manualgrad as mg
-from manualgrad import aten, equations
+from manualgrad import aten, equations, gates
 from manualgrad.backends import OPERATIONS
 
 names = pytest.mark.parametrize("name", NAMES)
@@ -109,7 +109,8 @@ def test_saved_bytes_are_one_tensor_per_layer_and_the_input(act, units):
     assert saved_bytes(lambda: net(x)) == everything + x.nbytes
 
 
-def test_only_what_the_gradients_asked_for_need_is_kept():
+def test_only_what_the_gradients_asked_for_need_is_kept(monkeypatch):
+    monkeypatch.setattr(gates, "MORE", 0)  # else so narrow a chain keeps a beside z
     x, w = torch.randn(64, 8), [torch.randn(8, 8, requires_grad=True) for _ in range(3)]
     activation = x.nbytes
     one = w[0].nbytes
@@ -123,6 +124,19 @@ def test_only_what_the_gradients_asked_for_need_is_kept():
     w[2].requires_grad_(False)
     assert saved_bytes(run) == 3 * activation + 3 * one  # x is not: no weight needs it
     assert saved_bytes(lambda: mg.linear_act(x, w[0])) == one
+
+
+def test_a_narrow_chain_keeps_a_beside_z_where_it_is_read():
+    x, w = torch.randn(64, 8), [torch.randn(8, 8, requires_grad=True) for _ in range(3)]
+    one, activation = w[0].nbytes, x.nbytes
+    run = lambda: mg.mlp(x, w, None, "gelu")  # noqa: E731
+    assert saved_bytes(run) == 6 * activation + 2 * one  # x, z1, a1, z2, a2, z3
+    w[2].requires_grad_(False)
+    assert saved_bytes(run) == 5 * activation + 2 * one  # not a2, which BP4 at layer 3 would read
+    w[0].requires_grad_(False)
+    assert saved_bytes(run) == 3 * activation + one  # a1, z2, z3
+    with torch.no_grad():
+        assert saved_bytes(run) == 0
 
 
 def test_saved_tensors_are_released_layer_by_layer(monkeypatch):

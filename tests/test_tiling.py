@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import manualgrad as mg
-from manualgrad import tiling
+from manualgrad import keeping, tiling
 from manualgrad.activations import activation_of
 
 F64 = torch.float64
@@ -226,7 +226,7 @@ def test_the_rule():
     for where, name, value in (
         (torch.compiler, "is_compiling", True),
         (tiling.compat, "transforms_active", True),
-        (tiling, "backend_for", None),  # the kernels', say
+        (keeping, "backend_for", None),  # the kernels', say
     ):
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(where, name, lambda *_, value=value: value)

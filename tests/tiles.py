@@ -1,6 +1,6 @@
 """Chains in tiles of a few rows, for tests."""
 
-from manualgrad import tiling, walks
+from manualgrad import gates, tiling, walks
 
 
 def in_tiles(monkeypatch, entries):
@@ -12,6 +12,8 @@ def in_tiles(monkeypatch, entries):
     monkeypatch.setattr(tiling, "ENTRIES", entries)
     monkeypatch.setattr(tiling, "LEAST_ROWS", 1)
     monkeypatch.setattr(tiling, "CACHE", 0)
+    monkeypatch.setattr(gates, "LITTLE", 0)  # chains that are long enough for tiles keep no more
+    monkeypatch.setattr(gates, "MORE", 0)
     up, down = [], []
 
     def forward_pass(chain, x, *rest):
@@ -22,6 +24,6 @@ def in_tiles(monkeypatch, entries):
         down.append(len(sent.a[chain.depth]))
         return walks.backward_pass(ops, chain, tensors, s, a_kept, needs, sent, **rest)
 
-    monkeypatch.setattr(tiling, "forward_pass", forward_pass)
+    monkeypatch.setattr(gates, "forward_pass", forward_pass)
     monkeypatch.setattr(tiling, "backward_pass", backward_pass)
     return up, down

@@ -1,0 +1,69 @@
+"""Gates in a chain on a CPU: what is kept of them, and which kernels they are left to.
+
+For gelu, silu and others BP2 reads z^l and BP4 reads a^l. One of the two is enough, and halves what
+is kept; the other costs sigma once more in backward. Where little is kept at all, or where layers
+are so narrow that sigma takes as long as the product, both are kept.
+
+ATen's kernels for gates multiply infinities by 0. What comes of that is NaN, and a NaN in any z^l
+makes its example's a^L NaN: a chain is walked as if that could not be, and walked again with care
+if a^L is not finite. Of gates and identities alone, no a is finite where z is not: then a finite
+a^L also says that backward needs no care.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from manualgrad import aten, compat
+from manualgrad.activations import Activation
+from manualgrad.chain import Chain
+from manualgrad.keeping import plain_on_cpu
+from manualgrad.walks import forward_pass
+
+LITTLE = 4 << 20  # bytes of activations, all layers' together
+NARROW, MORE = 64, 16 << 20  # in a chain of at most so many neurons a layer: so many bytes
+
+Acts = tuple[Activation, ...]
+
+
+@functools.lru_cache(maxsize=256)
+def _about(acts: Acts) -> tuple[frozenset[int], Acts | None, bool]:
+    """(the hidden layers with gates, the acts for finite z, whether a finite a^L proves z finite).
+
+    None for the acts where there is nothing to gain, or where one might hide a NaN.
+    """
+    gates = frozenset(l for l in range(1, len(acts) - 1) if acts[l].hides_z)
+    sure = tuple(map(aten.of_finite_z, acts))
+    if sure == acts or not all(act.is_identity or act.name in aten.ONE_PASS for act in acts):
+        return gates, None, False
+    return gates, sure, all(b is not a or b.is_identity for a, b in zip(acts, sure, strict=True))
+
+
+def prepared(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> Chain:
+    """The chain as it is best walked on these tensors.  x (M, K)."""
+    gates, sure, _ = _about(chain.acts)
+    if not (gates or sure) or not plain_on_cpu(x, tensors) or not compat.readable(x):
+        return chain
+    widths = [tensors[weight_at].shape[0] for weight_at, _ in chain.slots[1:]]
+    size = x.shape[0] * sum(widths) * x.element_size()
+    if size > (MORE if max(widths) <= NARROW else LITTLE):
+        gates = frozenset()
+    return chain.but(beside=gates - chain.outs, sure=sure if all(widths) else None)
+
+
+def walked(
+    chain: Chain, x: Tensor, tensors: Sequence[Any], hidden: bool
+) -> tuple[tuple[Tensor, ...], bool]:
+    """(what forward_pass returns, whether no z was infinite, as far as that is known)."""
+    if chain.sure is not None:
+        output = forward_pass(chain.but(acts=chain.sure), x, tensors, hidden)
+        if aten.finite(output[0]):
+            return output, _about(chain.acts)[2]
+    return forward_pass(chain, x, tensors, hidden), False
+
+
+def all_beside(chain: Chain) -> frozenset[int]:
+    """The layers whose a^l can be kept beside z^l."""
+    return _about(chain.acts)[0] - chain.outs
