@@ -24,7 +24,6 @@ from manualgrad import ops as operators
 from manualgrad.activations import Activation
 from manualgrad.chain import Chain, merged, shares
 from manualgrad.differentiable import differentiable
-from manualgrad.gates import prepared
 from manualgrad.keeping import kept_for_backward, unpacked
 from manualgrad.listening import active as listening
 from manualgrad.listening import noting
@@ -109,7 +108,7 @@ class MLPFunction(Function):
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
         x, chain, *tensors = inputs
         ctx.chain, ctx.device = chain, output[0].device
-        ctx.rows, ctx.finite = tiling.rows_at_once(chain, x, tensors), chain.finite
+        ctx.finite = chain.finite
         ctx.set_materialize_grads(False)
         if chain.recompute:
             ctx.save_for_backward(x, *tensors)
@@ -134,10 +133,10 @@ class MLPFunction(Function):
         if ctx.finite and not (_to_be_differentiated() or torch.compiler.is_compiling()):
             chain = chain.but(acts=chain.sure, sure=None)
         listened = listening and not compat.transforms_active()
-        by_tiles = ctx.rows and not (listened or _to_be_differentiated())
+        by_tiles = chain.rows and not (listened or _to_be_differentiated())
         if by_tiles and tiling.takes(grad_a, grad_hidden):
             adjoint = cast(Tensor, grad_a)
-            grad_x, *grads = tiling.backward(chain, saved, (needs_x, *needs), adjoint, ctx.rows)
+            grad_x, *grads = tiling.backward(chain, saved, (needs_x, *needs), adjoint)
             return grad_x, None, *grads
         if chain.recompute:
             chain = chain.but(recompute=False)
@@ -212,7 +211,7 @@ def mlp(x: Tensor, chain: Chain, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         # operators know no skips: PyTorch differentiates those itself
         return (composite.mlp if chain.branches else _mlp)(x, chain, *tensors)
     if not compat.transforms_active():
-        chain = prepared(chain, x, tensors)
+        chain = tiling.prepared(chain, x, tensors)
         derived = torch.is_grad_enabled() or compat.forward_mode() or compat.tracing_by_jit()
         if not derived:  # nobody will read what is kept
             return tiling.forward(chain, x, tensors, hidden=False)

@@ -41,16 +41,17 @@ def _about(acts: Acts) -> tuple[frozenset[int], Acts | None, bool]:
     return gates, sure, all(b is not a or b.is_identity for a, b in zip(acts, sure, strict=True))
 
 
-def prepared(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> Chain:
-    """The chain as it is best walked on these tensors.  x (M, K)."""
+def chosen(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> tuple[frozenset[int], Acts | None]:
+    """(the layers whose a^l is kept beside z^l, acts to try as if no z were infinite)."""
     gates, sure, _ = _about(chain.acts)
-    if not (gates or sure) or not plain_on_cpu(x, tensors) or not compat.readable(x):
-        return chain
+    if not (gates or sure) or not plain_on_cpu(x, tensors):
+        return frozenset(), None
     widths = [tensors[weight_at].shape[0] for weight_at, _ in chain.slots[1:]]
     size = x.shape[0] * sum(widths) * x.element_size()
     if size > (MORE if max(widths) <= NARROW else LITTLE):
         gates = frozenset()
-    return chain.but(beside=gates - chain.outs, sure=sure if all(widths) else None)
+    seen = compat.dispatch_modes_active() or not all(widths) or not compat.has_memory(x)
+    return gates - chain.outs, None if seen else sure
 
 
 def walked(

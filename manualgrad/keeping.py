@@ -9,12 +9,14 @@ from manualgrad import aten
 from manualgrad.chain import Chain
 from manualgrad.ops import PLAIN, backend_for
 
+PLAIN_OR_NONE = {*PLAIN, type(None)}
+
 
 def plain_on_cpu(x: Tensor, tensors: Sequence[Any]) -> bool:
     """Tensors of no subclass, that run on ATen's kernels on the CPU."""
     if not x.is_cpu or backend_for(x) is not aten:
         return False
-    return all(tensor is None or type(tensor) in PLAIN for tensor in (x, *tensors))
+    return type(x) in PLAIN and set(map(type, tensors)) <= PLAIN_OR_NONE
 
 
 def hidden_outputs(chain: Chain) -> tuple[tuple[str, int], ...]:

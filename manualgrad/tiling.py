@@ -18,7 +18,7 @@ from torch import Tensor
 
 from manualgrad import aten, compat
 from manualgrad.chain import Chain
-from manualgrad.gates import all_beside, walked
+from manualgrad.gates import all_beside, chosen, walked
 from manualgrad.keeping import kept_for_backward, plain_on_cpu, unpacked
 from manualgrad.walks import Adjoints, backward_pass
 
@@ -46,11 +46,19 @@ def rows_at_once(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> int:
     return rows if 2 * rows <= M else 0
 
 
+def prepared(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> Chain:
+    """The chain as these tensors are best walked on a CPU, outside of torch.func.  x (M, K)."""
+    rows, (beside, sure) = rows_at_once(chain, x, tensors), chosen(chain, x, tensors)
+    if not (rows or beside or sure):
+        return chain
+    return chain.but(rows=rows, beside=beside, sure=sure)
+
+
 def forward(
     chain: Chain, x: Tensor, tensors: Sequence[Any], hidden: bool = True
 ) -> tuple[Tensor, ...]:
     """forward_pass, in tiles where that pays."""
-    rows = rows_at_once(chain, x, tensors)
+    rows = chain.rows
     if not rows:
         whole, chain.finite = walked(chain, x, tensors, hidden)
         return whole
@@ -74,15 +82,15 @@ def takes(grad_a: Any, grad_hidden: Sequence[Any]) -> bool:
 
 
 def backward(
-    chain: Chain, saved: list[Any], needs: Sequence[bool], grad_a: Tensor, rows: int
+    chain: Chain, saved: list[Any], needs: Sequence[bool], grad_a: Tensor
 ) -> list[Tensor | None]:
-    """backward_pass over tiles of so many rows.  grad_a (M, N_L).
+    """backward_pass over tiles of chain.rows rows.  grad_a (M, N_L).
 
     saved: x and the chain's tensors with recompute, else what kept_for_backward chose. Where a tile
     walks forward again, it keeps each a^l beside z^l: both are in cache.
     Returns the gradients of x and of each tensor.
     """
-    M, count, whole = grad_a.shape[0], len(needs) - 1, chain
+    M, rows, count, whole = grad_a.shape[0], chain.rows, len(needs) - 1, chain
     chain = chain.but(
         recompute=False, beside=all_beside(chain) if chain.recompute else chain.beside
     )
