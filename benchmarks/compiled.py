@@ -4,8 +4,10 @@ The launches are the library's own, rehearsed on tensors without memory, so what
 is what a GPU would be given.
 """
 
+import functools
 import importlib
 import importlib.util
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -52,9 +54,11 @@ class Case:
     dtype: str = "bfloat16"
     tile: Any = None
     skips: bool = False
+    sizes: tuple[int, ...] = ()  # of a narrow chain's layers, input first
 
     def __str__(self) -> str:
-        return f"{self.name} {self.target} {self.activation} {self.dtype} {self.tile or ''}"
+        shape = self.tile or "-".join(map(str, self.sizes))
+        return f"{self.name} {self.target} {self.activation} {self.dtype} {shape}"
 
     @property
     def name(self) -> str:
@@ -91,8 +95,10 @@ def cases(targets: tuple[str, ...] = tuple(TARGETS)) -> Iterator[Case]:
     """Every kernel x activations x tiles shipped for a target; other dtypes with GELU alone.
 
     With skips: every tile of a layer's kernels in bfloat16, with GELU, for sm_90 with ReLU too.
+    Narrow chains: the widest there are, shallow and deep, with skips and without.
     """
-    launch = kernels().launch
+    ops = kernels()
+    launch = ops.launch
     for target in targets:
         shown = ACTIVATIONS if target == "sm_90" else ("relu", "gelu")
         skipped = ("relu", "gelu") if target == "sm_90" else ("gelu",)
@@ -117,6 +123,12 @@ def cases(targets: tuple[str, ...] = tuple(TARGETS)) -> Iterator[Case]:
             if name != "identity":
                 yield Case("sigma_pass", target, name)
         yield Case("bp3_bias_gradient", target, "identity")
+        most = ops.narrow_launch.widest(machine(target))
+        for depth in (2, ops.narrow_launch.IN_REGISTERS, ops.narrow_launch.DEEPEST):
+            for name, ends in (("relu", (3, 4)), ("gelu", (most, most))):
+                sizes = (ends[0], *[most] * (depth - 1), ends[1])
+                for way in ("narrow_forward", "narrow_backward"):
+                    yield Case(way, target, name, sizes=sizes, skips=name == "gelu")
 
 
 def rehearsed(case: Case):
@@ -144,7 +156,25 @@ def rehearsed(case: Case):
                 ops.bp4_weight_gradient(z, x, tile=case.tile)
             case "sigma_pass":
                 ops.sigma_pass(z, act)
+            case _:
+                _narrow(case, act, dtype)
     return rehearsal.launches[0]
+
+
+def _narrow(case: Case, act: Any, dtype: torch.dtype) -> None:
+    """Launch a narrow chain's kernel; with skips, one over each layer but the first and last."""
+    ops, sizes = kernels(), case.sizes
+    empty = functools.partial(torch.empty, dtype=dtype, device="meta")
+    weights = [empty(outputs, inputs) for inputs, outputs in itertools.pairwise(sizes)]
+    biases = [empty(outputs) for outputs in sizes[1:]]
+    inner = range(2, len(weights)) if case.skips else ()
+    layers = [ops.Layer(act, l, *(("post", l - 1, 0.5) if l in inner else ()))
+              for l in range(1, len(weights) + 1)]  # fmt: skip
+    x, grad_a = empty(1 << 20, sizes[0]), empty(1 << 20, sizes[-1])
+    if case.operation == "narrow_forward":
+        ops.narrow_forward(x, weights, biases, layers)
+    else:
+        ops.narrow_backward(grad_a, x, weights, biases, layers)
 
 
 def build(launched, target: str):
@@ -154,14 +184,23 @@ def build(launched, target: str):
     from triton.compiler import ASTSource
 
     kernel, arguments, options = launched
-    signature, constants, attributes = {}, {}, {}
+    signature: dict[str, Any] = {}
+    constants: dict[Any, Any] = {}
+    attributes: dict[tuple[int, ...], list] = {}
     for position, name in enumerate(kernel.arg_names):
-        kind, value = _kind(arguments[name], kernel.params[position])
-        signature[name] = kind
-        if kind == "constexpr":
-            constants[name] = value
-        elif value:
-            attributes[(position,)] = [["tt.divisibility", 16]]
+        value, parameter = arguments[name], kernel.params[position]
+        if isinstance(value, tuple) and not parameter.is_constexpr:
+            kinds = [_kind(each, parameter) for each in value]
+            signature[name] = tuple(kind for kind, _ in kinds)
+            places = [((position, i), (position, i)) for i in range(len(kinds))]
+        else:
+            kinds, places = [_kind(value, parameter)], [(name, (position,))]
+            signature[name] = kinds[0][0]
+        for (kind, value), (key, place) in zip(kinds, places, strict=True):
+            if kind == "constexpr":
+                constants[key] = value
+            elif value:
+                attributes[place] = [["tt.divisibility", 16]]
     family, arch, *_ = TARGETS[target]
     source = ASTSource(kernel, signature, constants, attributes)
     on = GPUTarget(family, arch, 64 if family == "hip" else 32)
@@ -232,9 +271,13 @@ HEADERS = ("kernel", "activation", "dtype", "tile", "registers", "spilled", "in 
 
 def cells(c: Case, r: Compiled) -> tuple:
     return (
-        c.name, c.activation, c.dtype, str(c.tile or "-"), r.registers, r.spilled,
+        c.name, c.activation, c.dtype, str(c.tile or _shape(c.sizes)), r.registers, r.spilled,
         r.spilled_in_loop, r.shared, r.matrix_core or "-", r.loop or "-", r.epilogue or "-",
     )  # fmt: skip
+
+
+def _shape(sizes: tuple[int, ...]) -> str:
+    return f"{len(sizes) - 1} layers of {max(sizes)}" if sizes else "-"
 
 
 def table(results: dict[Case, Compiled | None]) -> str:

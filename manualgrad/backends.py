@@ -32,7 +32,7 @@ OPERATIONS = (
     "bp4_weight_gradient",
 )
 FORWARD, BP1, BP2, BP3, BP4 = OPERATIONS
-MODES = ("auto", "torch", "triton")
+MODES = ("auto", "torch", "triton", "narrow")
 
 log = logging.getLogger("manualgrad")
 
@@ -169,20 +169,21 @@ class backend(contextlib.ContextDecorator):
 
     "auto": by the table and by what ``manualgrad.tune`` measured. "torch": ATen only. "triton": the
     kernels for every operation, so that they can be tested; a tensor they cannot take is a
+    ValueError. "narrow": as "auto", but chains run in one kernel each way, in every dtype, or are a
     ValueError. Gradients that are to be differentiated themselves always run on the equations.
 
     Holds for the whole process, since backward passes run in threads of their own: do not enter it
-    in one thread while another computes. Raises ValueError for another name, and for "triton"
-    where triton or a GPU is missing.
+    in one thread while another computes. Raises ValueError for another name, and for "triton" and
+    "narrow" where triton or a GPU is missing.
     """
 
     def __init__(self, name: str):
         if name not in MODES:
             names = ", ".join(map(repr, MODES))
             raise ValueError(f"manualgrad.backend: {name!r} is none of {names}")
-        missing = missing_for_triton() if name == "triton" else None
+        missing = missing_for_triton() if name in ("triton", "narrow") else None
         if missing:
-            raise ValueError(f"manualgrad.backend: 'triton' cannot run here: {missing}")
+            raise ValueError(f"manualgrad.backend: {name!r} cannot run here: {missing}")
         self._name, self._before = name, []
 
     def __enter__(self) -> None:

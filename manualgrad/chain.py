@@ -127,13 +127,14 @@ class Chain:
     sure: acts to try first, as if no z were infinite (manualgrad.gates); None: there are none.
     finite: none was, as the forward pass found, whose own the chain is then.
     rows: of a tile in which all layers are walked (manualgrad.tiling); 0: all rows together.
+    narrow: one kernel walks all layers (manualgrad.narrow).
     hides_top: s^L is a hidden output, because it is not the output a^L itself.
     skips: as they were given, in the order of their ends. scales: those that are tensors.
     """
 
     __slots__ = (
         "acts", "beside", "branches", "carries_a", "carries_z", "depth", "finite", "hides_top",
-        "outs", "recompute", "rows", "scales", "skips", "slots", "sure",
+        "narrow", "outs", "recompute", "rows", "scales", "skips", "slots", "sure",
     )  # fmt: skip
 
     def __init__(
@@ -153,6 +154,7 @@ class Chain:
         self.sure: Any = None
         self.finite = False
         self.rows = 0
+        self.narrow = False
         self.skips, self.scales = skips, ()
         if skips:
             self._add(sorted(skips, key=lambda skip: skip.end))

@@ -4,30 +4,46 @@ from typing import Any
 
 from torch import Tensor
 
-from manualgrad import compat, tiling
+from manualgrad import compat, narrow, tiling
 from manualgrad.activations import activation_of
 from manualgrad.backends import BP1, BP2, BP3, BP4, FORWARD, Choice, choose
 from manualgrad.chain import Chain
 from manualgrad.functional import as_autocast_casts
 from manualgrad.operands import check
 
+NO_GPU = "it is not on a GPU"
+
 
 class Explanation:
     """What runs, and why: ``choices`` maps each operation to (backend, reason, tile).
 
     ``depth``: the number of layers. ``rows``: over how many rows at a time they walk, 0 for all.
+    ``narrow``: on a GPU, why they do not run in one kernel each way; None where they do.
     """
 
-    def __init__(self, choices: dict[str, Choice], depth: int = 1, rows: int = 0):
-        self.choices, self.depth, self.rows = choices, depth, rows
+    def __init__(
+        self,
+        choices: dict[str, Choice],
+        depth: int = 1,
+        rows: int = 0,
+        narrow: str | None = NO_GPU,
+    ):
+        self.choices, self.depth, self.rows, self.narrow = choices, depth, rows, narrow
 
     def __repr__(self) -> str:
         table = [(name, c.backend, c.reason) for name, c in self.choices.items()]
         left, middle = (max(len(row[i]) for row in table) for i in (0, 1))
         lines = [f"{name:{left}}  {who:{middle}}  {why}" for name, who, why in table]
-        if self.depth > 1:
+        if self.depth > 1 and self.narrow is None:
+            lines = [
+                f"a chain of {self.depth} such layers runs in one kernel each way; of one:",
+                *lines,
+            ]
+        elif self.depth > 1:
             rows = f"in tiles of {self.rows} rows" if self.rows else "over all rows at once"
             lines.append(f"a chain of {self.depth} such layers is walked {rows}")
+            if self.narrow != NO_GPU:
+                lines.append(f"and not in one kernel each way: {self.narrow}")
         return "\n".join(lines)
 
 
@@ -42,7 +58,8 @@ def explain(
     """Which backend runs each of the five operations on these tensors, and why.
 
     input: (..., K). weight: (N, K). activation: as in ``linear_act``. bias: whether there is one.
-    depth: of how many such layers a chain is; on a CPU a large one is walked in tiles of rows.
+    depth: of how many such layers a chain is; on a CPU a large one is walked in tiles of rows, on a
+    GPU a narrow one runs in one kernel each way.
     BP2 is explained for this weight above a layer with the same activation. Prints as a table;
     ``.choices[operation]`` is (backend, reason, tile), ``.rows`` a tile's rows, 0 without tiles.
 
@@ -68,5 +85,16 @@ def explain(
             choices[operation] = choose(operation, act, *size, x, weight, bias=bias)
         except ValueError as error:
             choices[operation] = Choice("refused", str(error))
-    rows = tiling.rows_at_once(Chain((act,) * (depth + 1)), x, (weight, None) * depth)
-    return Explanation(choices, depth, rows)
+    chain, tensors = Chain((act,) * (depth + 1)), (weight, None) * depth
+    rows = tiling.rows_at_once(chain, x, tensors)
+    return Explanation(choices, depth, rows, _narrow(chain, x, tensors))
+
+
+def _narrow(chain: Chain, x: Tensor, tensors: Any) -> str | None:
+    try:
+        tried = narrow.prepared(chain, x, tensors)
+    except ValueError as error:
+        return str(error)
+    if tried.narrow:
+        return None
+    return narrow.why_not(chain, x, tensors) if x.is_cuda else NO_GPU

@@ -11,7 +11,7 @@ own beyond sigma'', and no second forward pass. A graph that torch.compile trace
 derivatives: what it sends to a hidden s^l is zero, and ctx.traced says to leave that out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from manualgrad import backends, compat, composite, equations, tiling
+from manualgrad import backends, compat, composite, equations, narrow, tiling
 from manualgrad import ops as operators
 from manualgrad.activations import Activation
 from manualgrad.chain import Chain, merged, shares
@@ -102,7 +102,7 @@ class MLPFunction(Function):
     @staticmethod
     def forward(x: Tensor, chain: Chain, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         """x (M, K); tensors W1 (N1, K), b1 (N1,) or None, ...  Returns (a^L, hidden ones)."""
-        return tiling.forward(chain, x, tensors, hidden=not chain.recompute)
+        return walked_forward(chain, x, tensors, hidden=not chain.recompute)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
@@ -138,8 +138,13 @@ class MLPFunction(Function):
             adjoint = cast(Tensor, grad_a)
             grad_x, *grads = tiling.backward(chain, saved, (needs_x, *needs), adjoint)
             return grad_x, None, *grads
+        if chain.narrow and not (listened or _to_be_differentiated()) and narrow.takes(grad_a):
+            x, *tensors = saved
+            adjoint = cast(Tensor, grad_a)
+            grad_x, *grads = narrow.backward(chain, x, tensors, (needs_x, *needs), adjoint)
+            return grad_x, None, *grads
         if chain.recompute:
-            chain = chain.but(recompute=False)
+            chain = chain.but(recompute=False, narrow=False)
             x, *tensors = saved
             again = _mlp if _to_be_differentiated() else MLPFunction.forward
             output = again(x, chain, *tensors)
@@ -157,6 +162,15 @@ class MLPFunction(Function):
             ops, chain, tensors, s, a_kept, (needs_x, *needs), sent, note
         )
         return grad_x, None, *grads
+
+
+def walked_forward(
+    chain: Chain, x: Tensor, tensors: Sequence[Any], hidden: bool
+) -> tuple[Tensor, ...]:
+    """Layer after layer: in one kernel, in tiles of rows, or over all of them."""
+    if chain.narrow:
+        return narrow.forward(chain, x, tensors)
+    return tiling.forward(chain, x, tensors, hidden)
 
 
 def without_autocast(ctx: Any) -> torch.autocast:
@@ -211,10 +225,10 @@ def mlp(x: Tensor, chain: Chain, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         # operators know no skips: PyTorch differentiates those itself
         return (composite.mlp if chain.branches else _mlp)(x, chain, *tensors)
     if not compat.transforms_active():
-        chain = tiling.prepared(chain, x, tensors)
+        chain = narrow.prepared(tiling.prepared(chain, x, tensors), x, tensors)
         derived = torch.is_grad_enabled() or compat.forward_mode() or compat.tracing_by_jit()
         if not derived:  # nobody will read what is kept
-            return tiling.forward(chain, x, tensors, hidden=False)
+            return walked_forward(chain, x, tensors, hidden=False)
         if shares(tensors):
             return _mlp(x, *merged(chain, tensors))
     return _mlp(x, chain, *tensors)

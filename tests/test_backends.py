@@ -122,7 +122,7 @@ def test_a_backend_is_checked_at_once_and_can_be_entered_again():
 
 
 def test_backend_refuses_what_is_not_there():
-    with pytest.raises(ValueError, match="'cuda' is none of 'auto', 'torch', 'triton'"):
+    with pytest.raises(ValueError, match="'cuda' is none of 'auto', 'torch', 'triton', 'narrow'"):
         mg.backend("cuda")
     if not torch.cuda.is_available() and eligibility.triton_problem() is None:
         with pytest.raises(ValueError, match="'triton' cannot run here: torch sees no GPU"):

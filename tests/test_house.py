@@ -38,7 +38,7 @@ LAYERS = [
     {"manualgrad.keeping", "manualgrad.operands"},
     {"manualgrad.walks"},
     {"manualgrad.gates"},
-    {"manualgrad.tiling"},
+    {"manualgrad.tiling", "manualgrad.narrow"},
     {"manualgrad.functions"},
     {"manualgrad.functional", "manualgrad.losses", "manualgrad.capture"},
     {"manualgrad.explanation", "manualgrad.dag"},

@@ -1,8 +1,8 @@
-"""How a kernel is launched: on what machine, in what tiles. The only file with tuning numbers."""
+"""How a kernel is launched: on what machine, in what tiles. All tuning numbers of products."""
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -223,7 +223,7 @@ class Rehearsal:
     """What would have been launched on a machine: (kernel, arguments by name, options)."""
 
     machine: Machine
-    launches: list[tuple[Any, dict[str, Any], dict[str, Any]]] = field(default_factory=list)
+    launches: list[tuple[Any, dict[str, Any], Mapping[str, int]]] = field(default_factory=list)
 
 
 _rehearsals: list[Rehearsal] = []
@@ -248,14 +248,16 @@ def run(
     reads: dict[str, Any],
     writes: dict[str, Any],
     tile: Tile | None = None,
+    options: Mapping[str, int] = {},
     **arguments: Any,
 ) -> None:
     """Launch a kernel.
 
-    reads, writes: name -> a tensor, None, or (a matrix, the tile of it that is copied at a time).
-    The kernel's parameters NAME_stride and NAME_step get the strides of its rows and columns, None
-    for what is None: then the compiled kernel has neither.
-    DTYPE, ACC and PRECISION follow from the first tensor; a tile adds its numbers.
+    reads, writes: name -> a tensor, None, (a matrix, its tile that is copied at a time), or a list
+    of tensors and None, to be read as a tuple.
+    Parameters NAME_stride and NAME_step get the strides of rows and columns; None for None: then
+    the compiled kernel has neither.
+    DTYPE, ACC and PRECISION follow from the first tensor. options: without a tile, the compiler's.
 
     In Triton's interpreter bfloat16 is computed in float32, on copies, and rounded by torch:
     there a bfloat16 product is garbage, without a word.
@@ -263,10 +265,11 @@ def run(
     given, tensors = reads | writes, {}
     for name, what in given.items():
         matrix, block = what if isinstance(what, tuple) else (what, None)
-        if matrix is not None and knobs.runtime.interpret and matrix.dtype == torch.bfloat16:
-            matrix = matrix.float()
-        tensors[name] = matrix
-        if matrix is not None and block is not None and tile is not None and tile.tma:
+        if isinstance(matrix, list):
+            arguments[name] = tuple(map(_widened, matrix))
+            continue
+        tensors[name] = matrix = _widened(matrix)
+        if matrix is not None and block and tile and tile.tma:
             arguments[name] = TensorDescriptor.from_tensor(matrix, list(block))
         else:
             arguments[name] = matrix
@@ -277,7 +280,6 @@ def run(
     arguments["ACC"] = tl.float64 if first.dtype == torch.float64 else tl.float32
     if "DTYPE" in kernel.arg_names:
         arguments["DTYPE"] = TYPES[first.dtype]
-    options = {}
     if tile is not None:
         arguments |= {"PRECISION": precision_of(first.dtype), "TMA": tile.tma, "GROUP": GROUP}
         options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
@@ -290,3 +292,9 @@ def run(
         matrix = what[0] if isinstance(what, tuple) else what
         if matrix is not None and tensors[name] is not matrix:
             matrix.copy_(tensors[name])
+
+
+def _widened(matrix: Tensor | None) -> Tensor | None:
+    if matrix is None or not knobs.runtime.interpret or matrix.dtype != torch.bfloat16:
+        return matrix
+    return matrix.float()

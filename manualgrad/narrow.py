@@ -1,0 +1,96 @@
+"""Narrow chains on a GPU: all layers forward in one kernel, all of backward in another.
+
+What may go that way, and how a Chain is told to the kernels (triton_kernels/narrow.py). Only the
+input is kept, as with recompute. Derivatives of derivatives, and whoever listens to single layers,
+take the layers one by one.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manualgrad import backends, compat
+from manualgrad.chain import Chain
+from manualgrad.eligibility import refusal, triton_kernels
+from manualgrad.ops import PLAIN
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def prepared(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> Chain:
+    """The chain that runs in one kernel each way if these tensors can and it pays; else as it is.
+
+    x (M, K). Raises ValueError under backend("narrow") where they cannot.
+    """
+    mode = backends.mode()
+    if mode not in ("auto", "narrow") or not (x.is_cuda or mode == "narrow"):
+        return chain
+    reason = why_not(chain, x, tensors)
+    if reason is None:
+        return chain.but(recompute=True, narrow=True)
+    if mode == "narrow":
+        raise ValueError(
+            f"manualgrad: backend 'narrow' cannot run this chain: {reason}; use "
+            f"manualgrad.backend('auto')"
+        )
+    return chain
+
+
+def why_not(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> str | None:
+    """Why a chain does not run in one kernel each way, or None."""
+    if chain.depth < 2:
+        return "it has one layer"
+    if backends.mode() != "narrow" and x.dtype not in HALF:
+        return f"{x.dtype} has no tensor cores that are as exact"
+    if any(branch.at is not None for branch in chain.branches.values()):
+        return "the scale of a skip is a tensor"
+    weights = [tensors[weight_at] for weight_at, _ in chain.slots[1:]]
+    for act in dict.fromkeys(chain.acts[1:]):
+        reason = refusal(act, x, *weights)
+        if reason:
+            return reason
+    biases = [tensors[bias_at] for _, bias_at in chain.slots[1:]]
+    reason = refusal(chain.acts[1], x, *biases)
+    return reason or triton_kernels().narrow_problem([x.shape[1], *map(len, weights)], x)
+
+
+def _told(chain: Chain, tensors: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+    """(weights, biases, layers) of each place, as the kernels are told them."""
+    Layer = triton_kernels().Layer
+    layers = []
+    for l in range(1, chain.depth + 1):
+        branch = chain.branches.get(l)
+        skip = () if branch is None else (branch.kind, branch.start, float(branch.scale))
+        layers.append(Layer(chain.acts[l], chain.slots[l], *skip))
+    weights, biases = ([tensors[slot[i]] for slot in chain.slots[1:]] for i in (0, 1))
+    return weights, biases, layers
+
+
+def forward(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> tuple[Tensor]:
+    """(a^L,).  x (M, K)."""
+    weights, biases, layers = _told(chain, tensors)
+    return (triton_kernels().narrow_forward(x, weights, biases, layers),)
+
+
+def takes(grad_a: Any) -> bool:
+    """Whether what arrives at a chain is a plain matrix, in memory."""
+    plain = type(grad_a) in PLAIN and not torch.compiler.is_compiling()
+    return plain and not compat.dispatch_modes_active() and compat.has_memory(grad_a)
+
+
+def backward(
+    chain: Chain, x: Tensor, tensors: Sequence[Any], needs: Sequence[bool], grad_a: Tensor
+) -> list[Tensor | None]:
+    """The gradients of x and of each tensor, None where ``needs`` is False.  grad_a (M, N_L)."""
+    needs_x, *wanted = needs
+    weights, biases, layers = _told(chain, tensors)
+    kernels = triton_kernels()
+    grad_x, *sums = kernels.narrow_backward(grad_a, x, weights, biases, layers, needs_x)
+    grads: list[Tensor | None] = [None] * len(tensors)
+    for slot in dict.fromkeys(chain.slots[1:]):
+        for at, of_slot in zip(slot, sums, strict=True):
+            if wanted[at]:
+                grads[at] = of_slot[slot] if grads[at] is None else grads[at] + of_slot[slot]
+    return [grad_x, *grads]

@@ -1,0 +1,150 @@
+"""Launching the two kernels of a narrow chain: what they can take, in what tiles."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import launch
+from .bp1 import prime_of
+from .forward import sigma_of
+from .narrow import narrow_backward_kernel, narrow_forward_kernel
+from .operands import expect, row_major
+
+DEEPEST = 8  # layers
+IN_REGISTERS = 4  # layers whose tiles backward holds at once; of more they go through a cache
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a chain: its activation, and the skip that ends at it.
+
+    slot: whose parameters it uses, equal where layers share them. kind: "", "pre", "post" or
+    "out" (manualgrad.Skip), start: where the skip comes from, scale: of the branch.
+    """
+
+    act: Any
+    slot: Any
+    kind: str = ""
+    start: int = 0
+    scale: float = 1.0
+
+
+def widest(machine: launch.Machine) -> int:
+    """Neurons or inputs a layer may have: more, and the compiler runs out of registers."""
+    wgmma = machine.arch == 90 or (100 <= machine.arch < 120 and launch.TRITON >= (3, 9))
+    return 64 if wgmma or machine.family == "interpreter" else 32
+
+
+def problem(sizes: Sequence[int], like: Tensor) -> str | None:
+    """Why the kernels cannot take layers of these sizes, input first, where like is; or None."""
+    most = widest(launch.machine_of(like))
+    if len(sizes) - 1 > DEEPEST:
+        return f"it has {len(sizes) - 1} layers, and {DEEPEST} are the most"
+    if max(sizes) > most:
+        return f"a layer has {max(sizes)} neurons or inputs, and {most} are the most here"
+    if min(sizes) == 0:
+        return "a layer has no neurons"
+    return None
+
+
+def _padded(size: int) -> int:
+    """A matrix product on tiles takes powers of two, and 16 at least."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def _tile(machine: launch.Machine, most: int, backward: bool, M: int) -> tuple[int, int, int]:
+    """(rows of a tile, warps, programs)."""
+    if machine.family == "interpreter":
+        return 16, 4, 2
+    rows, warps = (64, 8 if most > 32 else 4) if backward else (128, 4)
+    if machine.arch >= 100 or launch.cdiv(M, rows) < machine.multiprocessors:
+        rows = 64
+    return rows, warps, 2 * machine.multiprocessors
+
+
+def _operands(call: str, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Any]):
+    """(x, weights, biases, sizes), row-major; raises ValueError where they do not fit."""
+    sizes = [x.shape[1], *(weight.shape[0] for weight in weights)]
+    for l, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        expect(call, weight=(weight, (sizes[l + 1], sizes[l])), bias=(bias, (sizes[l + 1],)))
+    why = problem(sizes, x)
+    if why:
+        raise ValueError(f"manualgrad.triton_kernels.{call}: {why}")
+    biases = [None if bias is None else bias.contiguous() for bias in biases]
+    return row_major(x), [row_major(weight) for weight in weights], biases, sizes
+
+
+def _plan(layers: Sequence[Layer], sizes: Sequence[int], dtype: torch.dtype) -> dict[str, Any]:
+    """What of a chain the compiler is told; in each tuple layer 0, the input, stands first."""
+    return {
+        "L": len(layers),
+        "SIZES": tuple(sizes),
+        "PADDED": tuple(map(_padded, sizes)),
+        "SIGMA": (None, *(sigma_of(layer.act, dtype) for layer in layers)),
+        "OF_A": (False, *(layer.act.keeps == "a" for layer in layers)),
+        "KIND": ("", *(layer.kind for layer in layers)),
+        "START": (0, *(layer.start for layer in layers)),
+        "SCALE": (1.0, *(float(layer.scale) for layer in layers)),
+        "PRECISION": launch.precision_of(dtype),
+    }
+
+
+def narrow_forward(x, weights, biases, layers: Sequence[Layer]) -> Tensor:
+    """a^L of the whole chain.  x (M, K); weights W^l (N_l, N_{l-1}); biases b^l (N_l,) or None."""
+    x, weights, biases, sizes = _operands("narrow_forward", x, weights, biases)
+    M, a = x.shape[0], x.new_empty(x.shape[0], sizes[-1])
+    rows, warps, programs = _tile(launch.machine_of(x), max(sizes), False, M)
+    programs = min(programs, launch.cdiv(M, rows))
+    launch.run(
+        narrow_forward_kernel, (programs,),
+        {"x": x, "weights": weights, "biases": biases}, {"a": a},
+        options={"num_warps": warps}, M=M, PROGRAMS=programs, BLOCK_M=rows,
+        strides=tuple(weight.stride(0) for weight in weights), **_plan(layers, sizes, x.dtype),
+    )  # fmt: skip
+    return a
+
+
+def narrow_backward(grad_a, x, weights, biases, layers: Sequence[Layer], needs_x: bool = True):
+    """All gradients of the chain, from x alone.  grad_a (M, N_L), the rest as in narrow_forward.
+
+    Returns (grad_x or None, grad_W by slot, grad_b by slot): of layers that share a slot the sum.
+    """
+    x, weights, biases, sizes = _operands("narrow_backward", x, weights, biases)
+    M, grad_a = x.shape[0], row_major(grad_a)
+    expect("narrow_backward", grad_a=(grad_a, (M, sizes[-1])))
+    padded, dtype = [_padded(size) for size in sizes], x.dtype
+    rows, warps, programs = _tile(launch.machine_of(x), max(sizes), True, M)
+    programs = min(programs, launch.cdiv(M, rows))
+    at: dict[Any, int] = {}
+    offsets, size = [], 0
+    for l, layer in enumerate(layers):
+        if layer.slot not in at:
+            at[layer.slot], size = size, size + padded[l + 1] * (padded[l] + 1)
+        offsets.append(at[layer.slot])
+    sums = torch.float64 if dtype == torch.float64 else torch.float32
+    parts = torch.zeros(programs, size, dtype=sums, device=x.device)
+    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if needs_x else None
+    scratch = None
+    if len(layers) > IN_REGISTERS:
+        scratch = x.new_empty(programs, 2 * len(layers) * rows * max(padded))
+    launch.run(
+        narrow_backward_kernel, (programs,),
+        {"x": x, "grad_a": grad_a, "weights": weights, "biases": biases, "scratch": scratch},
+        {"grad_x": grad_x, "parts": parts},
+        options={"num_warps": warps}, M=M, PROGRAMS=programs, SIZE=size,
+        BLOCK_M=rows, WIDEST=max(padded),
+        strides=tuple(weight.stride(0) for weight in weights), OFFSETS=(0, *offsets),
+        SIGMA_PRIME=(None, *(prime_of(layer.act, dtype) for layer in layers)),
+ **_plan(layers, sizes, dtype),
+    )  # fmt: skip
+    total = parts.sum(0).to(dtype)
+    grad_weights: dict[Any, Tensor] = {}
+    grad_biases: dict[Any, Tensor] = {}
+    for l, layer in enumerate(layers):
+        N, K, (n, k), first = padded[l + 1], padded[l], weights[l].shape, at[layer.slot]
+        grad_weights[layer.slot] = total[first : first + N * K].view(N, K)[:n, :k]
+        grad_biases[layer.slot] = total[first + N * K : first + N * K + n]
+    return grad_x, grad_weights, grad_biases
