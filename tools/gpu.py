@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from typing import IO
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -27,7 +28,8 @@ BUDGET = 530  # seconds
 TESTS_MAY_TAKE = 280
 STAGE_MAY_TAKE = 90
 STAGES = (
-    "fast_forms", "products", "epilogues", "hybrid", "relu_epilogue", "launches", "chains",
+    "fast_forms", "narrow", "graphs", "products", "epilogues", "hybrid", "relu_epilogue",
+    "launches", "chains",
 )  # fmt: skip
 
 
@@ -126,6 +128,22 @@ def run_stage(name: str, target: pathlib.Path, folder: pathlib.Path, dry: bool, 
     return ended.returncode == 0
 
 
+def run_suites(target: pathlib.Path, results: pathlib.Path, seconds: float) -> bool:
+    """python -m benchmarks, a problem of each suite, in the time that is left."""
+    missing = [name for name in ("matplotlib", "tabulate", "tqdm") if not find_spec(name)]
+    if missing or seconds < 60:
+        why = f"{', '.join(missing)} not installed" if missing else f"{seconds:.0f} s are left"
+        print(f"python -m benchmarks grid --quick: left out, {why}")
+        return True
+    command = [sys.executable, "-P", "-m", "benchmarks", "grid", "--quick", "--out", str(results)]
+    try:
+        env = environment(target, dry=False)
+        return subprocess.run(command, cwd=target, env=env, timeout=seconds).returncode == 0
+    except subprocess.TimeoutExpired:
+        print(f"python -m benchmarks: stopped after {seconds:.0f} s")
+        return False
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make gpu", description=__doc__)
     parser.add_argument("--dry-run", action="store_true")
@@ -146,6 +164,9 @@ def main(arguments: list[str] | None = None) -> int:
             seconds = left if stage == STAGES[-1] else min(left, STAGE_MAY_TAKE)
             if not run_stage(stage, target, results, given.dry_run, seconds):
                 failed.append(stage)
+        left = BUDGET - (time.monotonic() - begun)
+        if not given.dry_run and not run_suites(target, given.results, left):
+            failed.append("suites")
         print(f"\n{device}, {time.monotonic() - begun:.0f} s; failed: {failed or 'nothing'}")
         run_stage("summary", target, results, False, 60)
         if not given.dry_run:

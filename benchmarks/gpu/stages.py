@@ -1,6 +1,7 @@
 """The stages: what is measured on a GPU, in the order in which it decides things."""
 
 import copy
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -188,6 +189,79 @@ def chains(bench: Bench) -> Iterable[Row]:
             yield from rows
 
 
+def narrow(bench: Bench) -> Iterable[Row]:
+    """A training step of a narrow chain in one kernel each way, and the activations' memory."""
+    shapes = [(20, 64, 4), (20, 64, 8), (20, 32, 8), (20, 16, 4), (15, 64, 4), (10, 64, 4)]
+    for power, width, depth in shapes[:1] if bench.dry else shapes:
+        M, depth = bench.size(1 << power), 2 if bench.dry else depth
+        sizes = [3, *[width] * (depth - 1), 4]
+        pairs = [(nn.Linear(K, N), nn.ReLU()) for K, N in itertools.pairwise(sizes)]
+        eager = nn.Sequential(*itertools.chain(*pairs)).to(bench.device, bench.dtype)
+        ours = mg.nn.MLP.from_sequential(eager)
+        x, grad = bench.randn(M, 3), bench.randn(M, 4)
+        theirs = {"eager": step_of(eager, x, grad)}
+        if (power, width) == (20, 64) and not bench.dry:
+            torch.compiler.reset()
+            theirs["torch.compile"] = step_of(torch.compile(eager), x, grad)
+        exact = copy.deepcopy(eager).float()
+        gap = difference(theirs["eager"](), step_of(exact, x.float(), grad.float())())
+        allowed = 3 * gap + torch.finfo(bench.dtype).eps
+        with mg.backend("narrow"):
+            mine = {"manualgrad": step_of(ours, x, grad)}
+            chain = f"{depth} x {width}, 2^{power} rows"
+            rows = compare(bench, mine, theirs, allowed, chain=chain, M=M)
+            if not bench.dry:
+                named = {"ours": mine["manualgrad"], **theirs}
+                rows[0]["peak_MiB"] = {label: peak(step) for label, step in named.items()}
+        yield from rows
+
+
+def graphs(bench: Bench) -> Iterable[Row]:
+    """A whole training step of a small network, captured in a CUDA graph and replayed."""
+    for name, width in (("narrow", 64), ("wide", 256)):
+        sizes = [width] * (3 if bench.dry else 9)
+        net = mg.nn.MLP(sizes, "gelu", device=bench.device, dtype=bench.dtype)
+        x, grad = bench.randn(bench.size(256), width), bench.randn(bench.size(256), width)
+        plain, replayed = training(net, x, grad), training(net, x, grad)
+        if not bench.dry:
+            replayed = captured(replayed)
+        chain = f"{len(sizes) - 1} x {width}, {name}, 256 rows"
+        yield from compare(bench, {"graph": replayed}, {"no graph": plain}, chain=chain)
+
+
+def training(net: nn.Module, x: torch.Tensor, grad: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """One step that leaves the parameters as they are: with a learning rate of 0."""
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.0)
+
+    def step() -> torch.Tensor:
+        optimiser.zero_grad(set_to_none=True)
+        a = net(x)
+        a.backward(grad)
+        optimiser.step()
+        return a.detach()
+
+    return step
+
+
+def captured(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    """step as a CUDA graph: warmed up in a stream of its own, as PyTorch asks for."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = step()
+
+    def replay() -> torch.Tensor:
+        graph.replay()
+        return result
+
+    return replay
+
+
 def step_of(net: Any, x: torch.Tensor, grad: torch.Tensor) -> Callable[[], torch.Tensor]:
     parameters = list(net.parameters())
     return lambda: torch.autograd.grad(net(x), parameters, grad)[0]
@@ -204,6 +278,8 @@ def peak(step: Callable[[], Any]) -> float:
 
 STAGES = {
     "fast_forms": fast_forms,
+    "narrow": narrow,
+    "graphs": graphs,
     "products": products,
     "epilogues": epilogues,
     "hybrid": hybrid,
