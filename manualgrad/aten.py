@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from manualgrad import compat
+from manualgrad import compat, products
 from manualgrad.activations import ACTIVATIONS, Activation
 from manualgrad.activations.gates import FAR
 from manualgrad.activations.rectifiers import SELU_ALPHA, SELU_SCALE
@@ -34,7 +34,7 @@ __all__ = [
 
 IDENTITY = ACTIVATIONS["identity"]
 A = torch.ops.aten
-CHECKED = 1 << 14  # entries
+CHECKED = 1 << 14  # entries: of fewer, a look at them costs more than it can save
 CARELESS: dict[Callable, Callable] = {}  # of a guarded kernel: the one that is right for finite z
 
 
@@ -191,7 +191,8 @@ def linear_act_forward(x, weight, bias, act, skip=None, with_z=False):
 
     skip (M, N) or None. Returns (a, s), or (a, z) if with_z.
     """
-    z, identity = F.linear(x, weight, bias), act.is_identity
+    linear = F.linear if x.numel() < CHECKED else products.linear
+    z, identity = linear(x, weight, bias), act.is_identity
     if type(z) is not torch.Tensor and not (identity and skip is None):
         z = _added_up(z)
     if skip is not None:
@@ -235,7 +236,8 @@ def bp1_output_error(grad_a, s, act):
 
 def bp2_propagate_error(delta, weight, s, act, skip=None, with_a=True, skip_z=None):
     """BP2: delta^l = (delta^{l+1} W^{l+1}) * sigma'(z^l).  Returns (delta^l, rows, a^l)."""
-    adjoint = delta.mm(weight)
+    small = delta.numel() < CHECKED
+    adjoint = delta.mm(weight) if small else products.error_below(delta, weight)
     if skip is not None:
         adjoint = _plus(adjoint, skip)
     below = adjoint
@@ -254,6 +256,8 @@ def bp3_bias_gradient(rows, dtype=None):
 
 def bp4_weight_gradient(delta, x, into=None):
     """BP4: grad_W C = delta^T a^{l-1}, summed over examples, added to into.  Returns (N, K)."""
+    if delta.numel() >= CHECKED:
+        return products.weight_gradient(delta, x, into)
     return delta.t().mm(x) if into is None else into.addmm_(delta.t(), x)
 
 

@@ -48,6 +48,9 @@ def tracing_by_jit() -> bool:
 addmm_activation = getattr(torch, "_addmm_activation", None)
 """relu(bias + x W) with ReLU in cuBLAS's epilogue; None where torch has dropped it."""
 
+onednn_linear: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+"""x W^T + b by oneDNN, on plain tensors; None where torch was built without it."""
+
 _modes = getattr(torch._C, "_len_torch_dispatch_stack", None)
 
 
@@ -78,6 +81,12 @@ def readable(tensor: torch.Tensor) -> bool:
         and not (torch.compiler.is_compiling() or transforms_active() or dispatch_modes_active())
         and has_memory(tensor)
     )
+
+
+def plain_memory(tensor: torch.Tensor) -> bool:
+    """A tensor of no subclass, or a Parameter, with memory of its own on the CPU."""
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)
+    return plain and tensor.device.type == "cpu" and has_memory(tensor)
 
 
 def release_saved_tensors(ctx) -> None:

@@ -30,6 +30,7 @@ LAYERS = [
     {"manualgrad.activations"},
     {"manualgrad.equations"},
     {"manualgrad.compat", "manualgrad.chain", "manualgrad.listening"},
+    {"manualgrad.products"},
     {"manualgrad.aten", "manualgrad.differentiable", "manualgrad.tuned"},
     {"manualgrad.eligibility"},
     {"manualgrad.backends"},

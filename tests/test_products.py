@@ -1,0 +1,123 @@
+"""Products by oneDNN: right, only where they can be, and only where they are faster."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import manualgrad as mg
+from manualgrad import compat, products
+
+M, N, K = 600, 320, 288
+
+pytestmark = pytest.mark.skipif(
+    compat.onednn_linear is None or not torch.backends.mkldnn.is_available(),
+    reason="torch was built without oneDNN",
+)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Shapes that oneDNN was given, on a machine where it wins."""
+    found, linear = [], compat.onednn_linear
+
+    def counted(x, weight, *rest):
+        found.append((tuple(x.shape), tuple(weight.shape)))
+        return linear(x, weight, *rest)
+
+    monkeypatch.setattr(compat, "onednn_linear", counted)
+    monkeypatch.setattr(products, "onednn_wins", lambda threads: True)
+    return found
+
+
+def operands(*shapes):
+    return [torch.randn(shape) for shape in shapes]
+
+
+def near(found, exact, native):
+    """Sums of float32 in another order: at most a few times as far off as MKL's."""
+    scale = exact.abs().max()
+    assert (found - exact).abs().max() <= 4 * (native - exact).abs().max() + 1e-6 * scale
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_products_are_right(biased, calls):
+    x, weight, bias, delta = operands((M, K), (N, K), (N,), (M, N))
+    bias = bias if biased else None
+    double = [t if t is None else t.double() for t in (x, weight, bias, delta)]
+    near(products.linear(x, weight, bias), torch.nn.functional.linear(*double[:3]),
+         torch.nn.functional.linear(x, weight, bias))  # fmt: skip
+    near(products.error_below(delta, weight), double[3] @ double[1], delta @ weight)
+    exact = double[3].t() @ double[0]
+    near(products.weight_gradient(delta, x), exact, delta.t() @ x)
+    into = torch.ones(N, K)
+    near(products.weight_gradient(delta, x, into), exact + 1, delta.t() @ x + 1)
+    assert into.mean() != 1
+    assert calls == [((M, K), (N, K)), ((M, N), (K, N)), *[((N, M), (K, M))] * 2]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("act", ["relu", "tanh", "gelu"])
+def test_what_is_not_finite_stays_so(value, act, calls):
+    """oneDNN's own relu makes 0 of NaN, so sigma is never left to it."""
+    x, weight = operands((M, K), (N, K))
+    x[5, 7] = value
+    a = mg.linear_act(x, weight, None, act)
+    z = torch.nn.functional.linear(x, weight)
+    expected = {"relu": torch.relu, "tanh": torch.tanh}.get(act)
+    assert calls
+    if expected:
+        torch.testing.assert_close(a[5], expected(z[5]), equal_nan=True)
+    assert torch.equal(a[5].isnan().any(), z[5].isnan().any()) or act == "gelu"
+
+
+def test_a_layer_and_a_chain_use_it_for_all_their_products(calls):
+    x, w1, b1, w2, b2 = (t.requires_grad_() for t in operands((M, K), (N, K), (N,), (K, N), (K,)))
+    leaves = [x, w1, b1, w2, b2]
+    found = torch.autograd.grad(mg.mlp(x, [w1, w2], [b1, b2], "silu").square().sum(), leaves)
+    assert len(calls) == 6
+    double = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    z = torch.nn.functional.silu(torch.nn.functional.linear(*double[:3]))
+    a = torch.nn.functional.silu(torch.nn.functional.linear(z, *double[3:]))
+    for mine, exact in zip(found, torch.autograd.grad(a.square().sum(), double), strict=True):
+        assert (mine - exact).norm() <= 1e-5 * exact.norm()
+
+
+@pytest.mark.parametrize("what", ["double", "small", "strided", "expanded", "narrow gradient"])
+def test_what_is_left_to_aten(what, calls):
+    x, weight, delta = operands((M, K), (N, K), (M, N))
+    if what == "double":
+        products.linear(x.double(), weight.double(), None)
+    elif what == "small":
+        products.linear(x[:8], weight, None)
+    elif what == "strided":
+        products.linear(x[:, ::2], weight[:, ::2], None)
+    elif what == "expanded":
+        products.error_below(torch.ones(()).expand(M, N), weight)
+    else:
+        products.weight_gradient(delta[:, :64].contiguous(), x)
+    assert not calls
+
+
+def test_where_nobody_may_look_inside(calls):
+    x, weight = operands((M, K), (N, K))
+    with FlopCounterMode(display=False) as counter:
+        mg.linear_act(x, weight)
+    assert counter.get_total_flops() == 2 * M * N * K
+    torch.func.vmap(lambda row: mg.linear_act(row, weight))(x[None])
+    torch.compile(mg.linear_act, backend="aot_eager", fullgraph=True)(x, weight)
+    assert not calls
+
+
+def test_empty_batches_and_inner_dimensions(calls):
+    weight, bias = operands((N, 0), (N,))
+    a = products.linear(torch.empty(0, 0), weight, bias)
+    assert a.shape == (0, N)
+    assert torch.equal(products.linear(torch.empty(3, 0), weight, bias), bias.expand(3, N))
+
+
+def test_the_faster_one_is_found_by_measuring(monkeypatch):
+    for seconds, wins in (([2.0, 1.0], True), ([1.1, 1.0], False), ([1.0, 2.0], False)):
+        monkeypatch.setattr(products, "_seconds", lambda steps, seconds=seconds: seconds)
+        assert products.onednn_wins.__wrapped__(2) is wins
+    monkeypatch.setattr(compat, "onednn_linear", None)
+    assert products.onednn_wins.__wrapped__(2) is False
