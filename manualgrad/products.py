@@ -2,7 +2,8 @@
 
 ATen hands float32 products to MKL. On CPUs that are not Intel's, MKL leaves their widest vectors
 unused, and oneDNN, which PyTorch brings along too, is twice as fast; both add up in float32. Which
-one is faster here is measured once per process, on first need.
+one is faster here is measured once per process, on first need. BP4 is left to ATen: oneDNN would
+copy its operand delta^T, and hold more memory than eager does.
 """
 
 import functools
@@ -17,7 +18,6 @@ from torch import Tensor
 from manualgrad import compat
 
 LARGE = 1 << 22  # multiplications: below, oneDNN's call costs more than it saves
-WIDE = 256  # neurons and inputs: below, BP4's transposed operands cost oneDNN more than they save
 CLEARLY = 1.25  # times as fast, or ATen's it is: a close call must not change bits from run to run
 
 log = logging.getLogger("manualgrad")
@@ -35,14 +35,6 @@ def error_below(delta: Tensor, weight: Tensor) -> Tensor:
     if _by_onednn(delta, weight):
         return compat.onednn_linear(delta, weight.t(), None, "none", [], "")
     return delta.mm(weight)
-
-
-def weight_gradient(delta: Tensor, x: Tensor, into: Tensor | None = None) -> Tensor:
-    """delta^T x, BP4, added to into.  delta (M, N), x (M, K)."""
-    if delta.shape[1] >= WIDE and x.shape[1] >= WIDE and _by_onednn(delta, x):
-        product = compat.onednn_linear(delta.t(), x.t(), None, "none", [], "")
-        return product if into is None else into.add_(product)
-    return delta.t().mm(x) if into is None else into.addmm_(delta.t(), x)
 
 
 def _by_onednn(left: Tensor, right: Tensor) -> bool:

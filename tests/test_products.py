@@ -47,12 +47,7 @@ def test_products_are_right(biased, calls):
     near(products.linear(x, weight, bias), torch.nn.functional.linear(*double[:3]),
          torch.nn.functional.linear(x, weight, bias))  # fmt: skip
     near(products.error_below(delta, weight), double[3] @ double[1], delta @ weight)
-    exact = double[3].t() @ double[0]
-    near(products.weight_gradient(delta, x), exact, delta.t() @ x)
-    into = torch.ones(N, K)
-    near(products.weight_gradient(delta, x, into), exact + 1, delta.t() @ x + 1)
-    assert into.mean() != 1
-    assert calls == [((M, K), (N, K)), ((M, N), (K, N)), *[((N, M), (K, M))] * 2]
+    assert calls == [((M, K), (N, K)), ((M, N), (K, N))]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -70,11 +65,11 @@ def test_what_is_not_finite_stays_so(value, act, calls):
     assert torch.equal(a[5].isnan().any(), z[5].isnan().any()) or act == "gelu"
 
 
-def test_a_layer_and_a_chain_use_it_for_all_their_products(calls):
+def test_a_chain_uses_it_forward_and_in_bp2(calls):
     x, w1, b1, w2, b2 = (t.requires_grad_() for t in operands((M, K), (N, K), (N,), (K, N), (K,)))
     leaves = [x, w1, b1, w2, b2]
     found = torch.autograd.grad(mg.mlp(x, [w1, w2], [b1, b2], "silu").square().sum(), leaves)
-    assert len(calls) == 6
+    assert len(calls) == 4
     double = [leaf.detach().double().requires_grad_() for leaf in leaves]
     z = torch.nn.functional.silu(torch.nn.functional.linear(*double[:3]))
     a = torch.nn.functional.silu(torch.nn.functional.linear(z, *double[3:]))
@@ -82,19 +77,17 @@ def test_a_layer_and_a_chain_use_it_for_all_their_products(calls):
         assert (mine - exact).norm() <= 1e-5 * exact.norm()
 
 
-@pytest.mark.parametrize("what", ["double", "small", "strided", "expanded", "narrow gradient"])
+@pytest.mark.parametrize("what", ["double", "small", "strided", "expanded"])
 def test_what_is_left_to_aten(what, calls):
-    x, weight, delta = operands((M, K), (N, K), (M, N))
+    x, weight = operands((M, K), (N, K))
     if what == "double":
         products.linear(x.double(), weight.double(), None)
     elif what == "small":
         products.linear(x[:8], weight, None)
     elif what == "strided":
         products.linear(x[:, ::2], weight[:, ::2], None)
-    elif what == "expanded":
-        products.error_below(torch.ones(()).expand(M, N), weight)
     else:
-        products.weight_gradient(delta[:, :64].contiguous(), x)
+        products.error_below(torch.ones(()).expand(M, N), weight)
     assert not calls
 
 
