@@ -131,6 +131,7 @@ KERNELS = (
     "manualgrad.routed",
     "manualgrad.equations",
     "manualgrad.files",
+    "manualgrad.products",
 )
 
 
