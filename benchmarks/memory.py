@@ -100,6 +100,7 @@ def peaks(shapes: Sequence[Shape], compiles: bool = True) -> list[Row]:
     """MiB that a forward and a backward pass hold at most, gradients included."""
     rows = []
     for act, count, width, depth in shapes:
+        torch.compiler.reset()  # past 8 networks Dynamo would give up
         eager = chain_of(act, depth, width)
         x = torch.randn(count, width, requires_grad=True)
         nets = {
