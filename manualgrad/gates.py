@@ -4,10 +4,9 @@ For gelu, silu and others BP2 reads z^l and BP4 reads a^l. One of the two is eno
 is kept; the other costs sigma once more in backward. Where little is kept at all, or where layers
 are so narrow that sigma takes as long as the product, both are kept.
 
-ATen's kernels for gates multiply infinities by 0. What comes of that is NaN, and a NaN in any z^l
-makes its example's a^L NaN: a chain is walked as if that could not be, and walked again with care
-if a^L is not finite. Of gates and identities alone, no a is finite where z is not: then a finite
-a^L also says that backward needs no care.
+ATen's kernels for gates multiply infinities by 0, which is NaN. In a chain of gates and identities
+alone what is not finite stays so: such a chain is walked as if it were not there, and walked again
+with care if a^L is not finite. If a^L is, so was every z, and backward needs no care either.
 """
 
 import functools
@@ -29,21 +28,17 @@ Acts = tuple[Activation, ...]
 
 
 @functools.lru_cache(maxsize=256)
-def _about(acts: Acts) -> tuple[frozenset[int], Acts | None, bool]:
-    """(the hidden layers with gates, the acts for finite z, whether a finite a^L proves z finite).
-
-    None for the acts where there is nothing to gain, or where one might hide a NaN.
-    """
+def _about(acts: Acts) -> tuple[frozenset[int], Acts | None]:
+    """(the hidden layers with gates, the acts for finite z); None where other acts are between."""
     gates = frozenset(l for l in range(1, len(acts) - 1) if acts[l].hides_z)
     sure = tuple(map(aten.of_finite_z, acts))
-    if sure == acts or not all(act.is_identity or act.name in aten.ONE_PASS for act in acts):
-        return gates, None, False
-    return gates, sure, all(b is not a or b.is_identity for a, b in zip(acts, sure, strict=True))
+    others = any(a is b and not a.is_identity for a, b in zip(acts, sure, strict=True))
+    return gates, None if others or sure == acts else sure
 
 
 def chosen(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> tuple[frozenset[int], Acts | None]:
     """(the layers whose a^l is kept beside z^l, acts to try as if no z were infinite)."""
-    gates, sure, _ = _about(chain.acts)
+    gates, sure = _about(chain.acts)
     if not (gates or sure) or not plain_on_cpu(x, tensors):
         return frozenset(), None
     widths = [tensors[weight_at].shape[0] for weight_at, _ in chain.slots[1:]]
@@ -57,11 +52,11 @@ def chosen(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> tuple[frozenset[i
 def walked(
     chain: Chain, x: Tensor, tensors: Sequence[Any], hidden: bool
 ) -> tuple[tuple[Tensor, ...], bool]:
-    """(what forward_pass returns, whether no z was infinite, as far as that is known)."""
+    """(what forward_pass returns, whether every z is known to be finite)."""
     if chain.sure is not None:
         output = forward_pass(chain.but(acts=chain.sure), x, tensors, hidden)
         if aten.finite(output[0]):
-            return output, _about(chain.acts)[2]
+            return output, True
     return forward_pass(chain, x, tensors, hidden), False
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import manualgrad as mg
-from manualgrad import composite, gates, tiling
+from manualgrad import aten, composite, gates, tiling
 from manualgrad.activations import activation_of
 from manualgrad.chain import Chain
 from manualgrad.walks import IDENTITY
@@ -151,3 +151,25 @@ def test_no_kernel_without_care_where_it_cannot_be_seen(walks):
     found = torch.func.vmap(ours, in_dims=(0, *[None] * 2 * DEPTH))(*leaves)
     torch.testing.assert_close(found, native(*leaves))
     assert all("finite" not in name for names in walks for name in names)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", sorted(aten.OF_FINITE_Z))
+def test_a_kernel_without_care_makes_no_number_of_an_infinity(name, dtype):
+    """What the walk counts on. Kernels differ beside whole vectors, so in several lengths."""
+    sigma, prime = aten.OF_FINITE_Z[name]
+    for length, value in itertools.product(
+        (1, 3, 7, 8, 16, 17, 33, 64, 40000), (torch.inf, -torch.inf, torch.nan)
+    ):
+        z = torch.randn(length).to(dtype)
+        z[[0, length // 2, -1]] = value
+        finite = z.isfinite()
+        assert torch.equal(sigma(z.clone()).isfinite(), finite)
+    careful = aten.ONE_PASS[name.removesuffix(" of finite z")]
+    most = torch.finfo(dtype).max / 4  # beyond, gelu itself is inf: not finite either
+    far = [-most, -1e4, -300.0, -90.0, 90.0, 300.0, 1e4, most] * 5
+    z = torch.tensor(far, dtype=torch.float64).to(dtype)
+    z = z[z.isfinite()]
+    assert torch.equal(sigma(z.clone()), careful[0](z.clone()))
+    one = torch.ones_like(z)
+    torch.testing.assert_close(prime(one, z), careful[1](one, z))
