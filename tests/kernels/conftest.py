@@ -32,6 +32,19 @@ def kernels():
     return triton_kernels
 
 
+@pytest.fixture
+def launched(kernels, monkeypatch):
+    """The names of the kernels launched so far."""
+    names, run = [], kernels.launch.run
+
+    def spy(kernel, *arguments, **named):
+        names.append(kernel.fn.__name__)
+        return run(kernel, *arguments, **named)
+
+    monkeypatch.setattr(kernels.launch, "run", spy)
+    return names
+
+
 def pytest_configure(config):
     # NumPy, which interprets, remarks on the branch of a where that is not taken, and on triton 3.6
     for remark in (".* encountered in:RuntimeWarning", "Conversion of an array:DeprecationWarning"):

@@ -21,21 +21,6 @@ SKIPS = {
 }
 
 
-@pytest.fixture
-def launched(kernels, monkeypatch):
-    """The names of the kernels launched so far."""
-    names, run = [], kernels.launch.run
-
-    def spy(kernel, *arguments, **named):
-        names.append(kernel.fn.__name__)
-        return run(kernel, *arguments, **named)
-
-    for module in ("launch", "narrow_launch"):
-        target = getattr(kernels, module)
-        monkeypatch.setattr(getattr(target, "launch", target), "run", spy)
-    return names
-
-
 def operands(M, sizes, biased=True, dtype=torch.float64):
     """x, W1, b1, ..., WL, bL."""
     params = []

@@ -11,19 +11,6 @@ from manualgrad.activations import ACTIVATIONS
 from manualgrad.backends import Choice
 
 
-@pytest.fixture
-def launched(kernels, monkeypatch):
-    """The names of the kernels launched so far."""
-    names, run = [], kernels.launch.run
-
-    def spy(kernel, *arguments, **named):
-        names.append(kernel.fn.__name__)
-        return run(kernel, *arguments, **named)
-
-    monkeypatch.setattr(kernels.launch, "run", spy)
-    return names
-
-
 def leaf(*shape):
     return normal(*shape).requires_grad_()
 
