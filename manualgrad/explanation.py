@@ -85,7 +85,8 @@ def explain(
             choices[operation] = choose(operation, act, *size, x, weight, bias=bias)
         except ValueError as error:
             choices[operation] = Choice("refused", str(error))
-    chain, tensors = Chain((act,) * (depth + 1)), (weight, None) * depth
+    chain = Chain((act,) * (depth + 1))
+    tensors = [own for _ in range(depth) for own in (weight.detach(), None)]  # none is shared
     rows = tiling.rows_at_once(chain, x, tensors)
     return Explanation(choices, depth, rows, _narrow(chain, x, tensors))
 

@@ -53,7 +53,13 @@ def why_not(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> str | None:
             return reason
     biases = [tensors[bias_at] for _, bias_at in chain.slots[1:]]
     reason = refusal(chain.acts[1], x, *biases)
-    return reason or triton_kernels().narrow_problem([x.shape[1], *map(len, weights)], x)
+    sizes = [x.shape[1], *map(len, weights)]
+    return reason or triton_kernels().narrow_problem(sizes, slots_of(chain, tensors), x)
+
+
+def slots_of(chain: Chain, tensors: Sequence[Any]) -> list[tuple[int, int]]:
+    """Whose parameters each layer uses, told by the tensors themselves: merged or not yet."""
+    return [(id(tensors[weight]), id(tensors[bias])) for weight, bias in chain.slots[1:]]
 
 
 def _told(chain: Chain, tensors: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:

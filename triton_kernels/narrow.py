@@ -24,13 +24,17 @@ def _block(matrix, rows, columns, stride, R: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def _weights(weights, strides, L: tl.constexpr, SIZES: tl.constexpr, PADDED: tl.constexpr):
-    """W^1..W^L, read once: they stay on the chip while a program walks over its examples."""
+def _weights(weights, strides, L: tl.constexpr, SIZES: tl.constexpr, PADDED: tl.constexpr,
+             SAME: tl.constexpr):  # fmt: skip
+    """W^1..W^L, each read once: they stay on the chip while a program walks over its examples."""
     tiles = ()
     for l in tl.static_range(L):
-        tiles = tiles + (
-            _block(weights[l], SIZES[l + 1], SIZES[l], strides[l], PADDED[l + 1], PADDED[l]),
-        )
+        if SAME[l] < l:
+            tiles = tiles + (tiles[SAME[l]],)
+        else:
+            tiles = tiles + (
+                _block(weights[l], SIZES[l + 1], SIZES[l], strides[l], PADDED[l + 1], PADDED[l]),
+            )
     return tiles
 
 
@@ -98,12 +102,13 @@ def narrow_forward_kernel(
     a,                   # out: (M, N_L)
     M, x_stride, a_stride, strides, PROGRAMS,
     L: tl.constexpr, SIZES: tl.constexpr, PADDED: tl.constexpr,
+    SAME: tl.constexpr,  # the first layer, from 0, with the same weight: its own, or one it shares
     SIGMA: tl.constexpr, OF_A: tl.constexpr,  # sigma' is written in a, not in z
     KIND: tl.constexpr, START: tl.constexpr, SCALE: tl.constexpr,
     DTYPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """One program walks over every PROGRAMS-th tile of examples, through all layers."""
-    tiles = _weights(weights, strides, L, SIZES, PADDED)
+    tiles = _weights(weights, strides, L, SIZES, PADDED, SAME)
     for tile in tl.range(tl.program_id(0), tl.cdiv(M, BLOCK_M), PROGRAMS, num_stages=1,
                          disable_licm=True):  # fmt: skip
         row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -156,14 +161,15 @@ def narrow_backward_kernel(
     grad_x, parts,               # out: (M, K) or None; (PROGRAMS, SIZE), zero before
     scratch,                     # (PROGRAMS, 2 L BLOCK_M WIDEST) for tiles on the way, or None
     M, x_stride, grad_a_stride, grad_x_stride, strides, PROGRAMS, SIZE,
-    L: tl.constexpr, SIZES: tl.constexpr, PADDED: tl.constexpr, WIDEST: tl.constexpr,
+    L: tl.constexpr, SIZES: tl.constexpr, PADDED: tl.constexpr, SAME: tl.constexpr,
+    WIDEST: tl.constexpr,
     OFFSETS: tl.constexpr,  # where in a part a layer's gradients stand; equal where one is shared
     SIGMA: tl.constexpr, SIGMA_PRIME: tl.constexpr, OF_A: tl.constexpr,
     KIND: tl.constexpr, START: tl.constexpr, SCALE: tl.constexpr,
     DTYPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """One program: every PROGRAMS-th tile of examples forward once more, then all of backward."""
-    tiles = _weights(weights, strides, L, SIZES, PADDED)
+    tiles = _weights(weights, strides, L, SIZES, PADDED, SAME)
     part = parts + tl.program_id(0).to(tl.int64) * SIZE
     if scratch is not None:  # too many layers for the registers: it stays in the second cache
         scratch += tl.program_id(0).to(tl.int64) * (2 * L * BLOCK_M * WIDEST)

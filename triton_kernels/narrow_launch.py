@@ -13,7 +13,8 @@ from .forward import sigma_of
 from .narrow import narrow_backward_kernel, narrow_forward_kernel
 from .operands import expect, row_major
 
-DEEPEST = 8  # layers
+DEEPEST = 8  # layers with weights of their own
+LONGEST = 16  # layers; only where some share their weights
 IN_REGISTERS = 4  # layers whose tiles backward holds at once; of more they go through a cache
 
 
@@ -38,11 +39,18 @@ def widest(machine: launch.Machine) -> int:
     return 64 if wgmma or machine.family == "interpreter" else 32
 
 
-def problem(sizes: Sequence[int], like: Tensor) -> str | None:
-    """Why the kernels cannot take layers of these sizes, input first, where like is; or None."""
+def problem(sizes: Sequence[int], slots: Sequence[Any], like: Tensor) -> str | None:
+    """Why the kernels cannot take layers of these sizes, input first, where like is; or None.
+
+    slots: whose parameters each layer uses.
+    """
     most = widest(launch.machine_of(like))
-    if len(sizes) - 1 > DEEPEST:
-        return f"it has {len(sizes) - 1} layers, and {DEEPEST} are the most"
+    own = len(set(slots))
+    if own > DEEPEST or len(slots) > LONGEST:
+        return (
+            f"it has {len(slots)} layers, {own} of them with parameters of their own, and "
+            f"{DEEPEST} such are the most, {LONGEST} in all"
+        )
     if max(sizes) > most:
         return f"a layer has {max(sizes)} neurons or inputs, and {most} are the most here"
     if min(sizes) == 0:
@@ -65,12 +73,12 @@ def _tile(machine: launch.Machine, most: int, backward: bool, M: int) -> tuple[i
     return rows, warps, 2 * machine.multiprocessors
 
 
-def _operands(call: str, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Any]):
+def _operands(call: str, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Any], layers):
     """(x, weights, biases, sizes), row-major; raises ValueError where they do not fit."""
     sizes = [x.shape[1], *(weight.shape[0] for weight in weights)]
     for l, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         expect(call, weight=(weight, (sizes[l + 1], sizes[l])), bias=(bias, (sizes[l + 1],)))
-    why = problem(sizes, x)
+    why = problem(sizes, [layer.slot for layer in layers], x)
     if why:
         raise ValueError(f"manualgrad.triton_kernels.{call}: {why}")
     biases = [None if bias is None else bias.contiguous() for bias in biases]
@@ -79,10 +87,12 @@ def _operands(call: str, x: Tensor, weights: Sequence[Tensor], biases: Sequence[
 
 def _plan(layers: Sequence[Layer], sizes: Sequence[int], dtype: torch.dtype) -> dict[str, Any]:
     """What of a chain the compiler is told; in each tuple layer 0, the input, stands first."""
+    slots = [layer.slot for layer in layers]
     return {
         "L": len(layers),
         "SIZES": tuple(sizes),
         "PADDED": tuple(map(_padded, sizes)),
+        "SAME": tuple(slots.index(slot) for slot in slots),
         "SIGMA": (None, *(sigma_of(layer.act, dtype) for layer in layers)),
         "OF_A": (False, *(layer.act.keeps == "a" for layer in layers)),
         "KIND": ("", *(layer.kind for layer in layers)),
@@ -94,7 +104,7 @@ def _plan(layers: Sequence[Layer], sizes: Sequence[int], dtype: torch.dtype) -> 
 
 def narrow_forward(x, weights, biases, layers: Sequence[Layer]) -> Tensor:
     """a^L of the whole chain.  x (M, K); weights W^l (N_l, N_{l-1}); biases b^l (N_l,) or None."""
-    x, weights, biases, sizes = _operands("narrow_forward", x, weights, biases)
+    x, weights, biases, sizes = _operands("narrow_forward", x, weights, biases, layers)
     M, a = x.shape[0], x.new_empty(x.shape[0], sizes[-1])
     rows, warps, programs = _tile(launch.machine_of(x), max(sizes), False, M)
     programs = min(programs, launch.cdiv(M, rows))
@@ -112,7 +122,7 @@ def narrow_backward(grad_a, x, weights, biases, layers: Sequence[Layer], needs_x
 
     Returns (grad_x or None, grad_W by slot, grad_b by slot): of layers that share a slot the sum.
     """
-    x, weights, biases, sizes = _operands("narrow_backward", x, weights, biases)
+    x, weights, biases, sizes = _operands("narrow_backward", x, weights, biases, layers)
     M, grad_a = x.shape[0], row_major(grad_a)
     expect("narrow_backward", grad_a=(grad_a, (M, sizes[-1])))
     padded, dtype = [_padded(size) for size in sizes], x.dtype

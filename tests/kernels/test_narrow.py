@@ -121,6 +121,24 @@ def test_shared_weights_have_one_gradient(launched):
     assert launched == ["narrow_forward_kernel", "narrow_backward_kernel"]
 
 
+@pytest.mark.parametrize(("depth", "fits"), [(12, True), (16, True), (17, False)])
+def test_long_chains_of_shared_layers(depth, fits, launched):
+    x, w, b = (tensor.requires_grad_() for tensor in (normal(5, 6), normal(6, 6) / 2, normal(6)))
+    weights, biases, skips = [w] * depth, [b] * depth, [mg.Skip(2, depth, "out")]
+
+    def chain(backend):
+        with mg.backend(backend):
+            return mg.mlp(x, weights, biases, "silu", skips=skips)
+
+    if not fits:
+        with pytest.raises(ValueError, match="17 layers, 1 of them with parameters of their own"):
+            chain("narrow")
+        return
+    found, expected = (torch.autograd.grad(chain(m).sum(), [x, w, b]) for m in ("narrow", "torch"))
+    torch.testing.assert_close(found, expected)
+    assert launched == ["narrow_forward_kernel", "narrow_backward_kernel"]
+
+
 @pytest.mark.parametrize("frozen", [[0], [1], [2, 3], [0, 1, 2, 3], [4, 5]], ids=str)
 def test_frozen_tensors_have_none(frozen):
     tensors = operands(9, [4, 5, 6, 2])
@@ -182,7 +200,7 @@ def test_hooks_on_single_layers_take_the_layers_one_by_one(launched):
     ("sizes", "match"),
     [
         ([3, 4], "one layer"),
-        ([3] * 10, "9 layers"),
+        ([3] * 10, "9 layers, 9 of them"),
         ([3, 65, 2], "65 neurons"),
         ([3, 0, 2], "empty"),
     ],
@@ -231,5 +249,5 @@ def test_explain_says_which_way_a_chain_goes():
         assert mg.explain(x, weight, "gelu", depth=3).narrow is None
         assert "3 such layers runs in one kernel" in repr(mg.explain(x, weight, "gelu", depth=3))
         told = mg.explain(x, weight, "gelu", depth=9)
-        assert "9 layers, and 8 are the most" in told.narrow
+        assert "9 layers, 9 of them with parameters of their own" in told.narrow
         assert "not in one kernel each way" in repr(told)
