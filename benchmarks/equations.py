@@ -16,16 +16,10 @@ from benchmarks.problems import name_of
 from benchmarks.timing import interleaved, quantiles
 from manualgrad import equations
 from manualgrad.activations import ACTIVATIONS
+from manualgrad.backends import OPERATIONS
 from manualgrad.routed import backend_for
 
 SHAPES = {"cpu": (4096, 512, 512), "cuda": (16384, 4096, 4096)}  # M, N, K
-OPERATIONS = (
-    "linear_act_forward",
-    "bp1_output_error",
-    "bp2_propagate_error",
-    "bp3_bias_gradient",
-    "bp4_weight_gradient",
-)
 ROUNDS = 15
 Call = Callable[[], tuple[Tensor, ...]]
 

@@ -124,8 +124,8 @@ class Chain:
     carries_z, carries_a: {start: end} of the layers whose z, or a, skips carry on, the last end.
     outs: the layers at which an "out" skip ends: a^l is not s^l, and both are kept.
     beside: the layers l < L whose a^l is kept beside z^l, from which it could be computed again.
-    sure: acts to try first, as if no z were infinite (manualgrad.gates); None: there are none.
-    finite: none was, as the forward pass found, whose own the chain is then.
+    acts_if_finite: acts to try first, as if no z were infinite (manualgrad.gates), or None.
+    finite: the forward pass found every z finite; then the chain is that call's own.
     rows: of a tile in which all layers are walked (manualgrad.tiling); 0: all rows together.
     narrow: one kernel walks all layers (manualgrad.narrow).
     hides_top: s^L is a hidden output, because it is not the output a^L itself.
@@ -133,8 +133,8 @@ class Chain:
     """
 
     __slots__ = (
-        "acts", "beside", "branches", "carries_a", "carries_z", "depth", "finite", "hides_top",
-        "narrow", "outs", "recompute", "rows", "scales", "skips", "slots", "sure",
+        "acts", "acts_if_finite", "beside", "branches", "carries_a", "carries_z", "depth", "finite",
+        "hides_top", "narrow", "outs", "recompute", "rows", "scales", "skips", "slots",
     )  # fmt: skip
 
     def __init__(
@@ -151,7 +151,7 @@ class Chain:
         self.carries_a: dict[int, int] = {}
         self.outs: frozenset[int] = frozenset()
         self.beside: frozenset[int] = frozenset()
-        self.sure: Any = None
+        self.acts_if_finite: Any = None
         self.finite = False
         self.rows = 0
         self.narrow = False

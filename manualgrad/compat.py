@@ -76,17 +76,11 @@ def has_memory(tensor: torch.Tensor) -> bool:
 def readable(tensor: torch.Tensor) -> bool:
     """Its numbers are there to be looked at: in memory of the CPU, and nobody is tracing."""
     return (
-        type(tensor) is torch.Tensor
+        type(tensor) in (torch.Tensor, torch.nn.Parameter)
         and tensor.device.type == "cpu"
         and not (torch.compiler.is_compiling() or transforms_active() or dispatch_modes_active())
         and has_memory(tensor)
     )
-
-
-def plain_memory(tensor: torch.Tensor) -> bool:
-    """A tensor of no subclass, or a Parameter, with memory of its own on the CPU."""
-    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)
-    return plain and tensor.device.type == "cpu" and has_memory(tensor)
 
 
 def release_saved_tensors(ctx) -> None:

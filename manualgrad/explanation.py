@@ -11,14 +11,12 @@ from manualgrad.chain import Chain
 from manualgrad.functional import as_autocast_casts
 from manualgrad.operands import check
 
-NO_GPU = "it is not on a GPU"
-
 
 class Explanation:
     """What runs, and why: ``choices`` maps each operation to (backend, reason, tile).
 
     ``depth``: the number of layers. ``rows``: over how many rows at a time they walk, 0 for all.
-    ``narrow``: on a GPU, why they do not run in one kernel each way; None where they do.
+    ``narrow``: why they do not run in one kernel each way, or None where they do.
     """
 
     def __init__(
@@ -26,23 +24,21 @@ class Explanation:
         choices: dict[str, Choice],
         depth: int = 1,
         rows: int = 0,
-        narrow: str | None = NO_GPU,
+        why_not_narrow: str | None = narrow.NO_GPU,
     ):
-        self.choices, self.depth, self.rows, self.narrow = choices, depth, rows, narrow
+        self.choices, self.depth, self.rows, self.narrow = choices, depth, rows, why_not_narrow
 
     def __repr__(self) -> str:
         table = [(name, c.backend, c.reason) for name, c in self.choices.items()]
         left, middle = (max(len(row[i]) for row in table) for i in (0, 1))
         lines = [f"{name:{left}}  {who:{middle}}  {why}" for name, who, why in table]
+        chain = f"a chain of {self.depth} such layers"
         if self.depth > 1 and self.narrow is None:
-            lines = [
-                f"a chain of {self.depth} such layers runs in one kernel each way; of one:",
-                *lines,
-            ]
+            lines.insert(0, f"{chain} runs in one kernel each way; of one:")
         elif self.depth > 1:
             rows = f"in tiles of {self.rows} rows" if self.rows else "over all rows at once"
-            lines.append(f"a chain of {self.depth} such layers is walked {rows}")
-            if self.narrow != NO_GPU:
+            lines.append(f"{chain} is walked {rows}")
+            if self.narrow != narrow.NO_GPU:
                 lines.append(f"and not in one kernel each way: {self.narrow}")
         return "\n".join(lines)
 
@@ -88,14 +84,4 @@ def explain(
     chain = Chain((act,) * (depth + 1))
     tensors = [own for _ in range(depth) for own in (weight.detach(), None)]  # none is shared
     rows = tiling.rows_at_once(chain, x, tensors)
-    return Explanation(choices, depth, rows, _narrow(chain, x, tensors))
-
-
-def _narrow(chain: Chain, x: Tensor, tensors: Any) -> str | None:
-    try:
-        tried = narrow.prepared(chain, x, tensors)
-    except ValueError as error:
-        return str(error)
-    if tried.narrow:
-        return None
-    return narrow.why_not(chain, x, tensors) if x.is_cuda else NO_GPU
+    return Explanation(choices, depth, rows, narrow.why_not(chain, x, tensors))

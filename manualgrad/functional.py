@@ -55,7 +55,8 @@ def mlp(
 
     Returns (..., N_L). Gradients of any order flow to input, weights, biases and the scales of
     skips. Backward keeps z^l for activations whose sigma' is written in z (gelu, silu, ...), a^l
-    for the others, and frees each as soon as its layer is done.
+    for the others (both where that is little memory: manualgrad.gates; neither in a narrow chain on
+    a GPU: manualgrad.narrow), and frees each as soon as its layer is done.
 
     Raises as ``linear_act`` does, and ValueError for lists of different lengths and for skips that
     leave the chain or join layers of different widths.

@@ -3,11 +3,12 @@
 One node, because BP2 spans two layers: cut at a^l, no node would hold both delta^{l+1} W^{l+1}
 and sigma'(z^l), and their product would cost a pass of its own.
 
-Gradients of gradients. Besides a^L the node returns, hidden from the caller, the s^l that backward
-keeps. When backward itself is to be differentiated (create_graph=True) it runs on the reference
-equations with the s^l as variables; the adjoint that this sends to a hidden s^l is added where s^l
-was made, as any successor's is (eq. 13). Second and higher derivatives thus need no rule of their
-own beyond sigma'', and no second forward pass. A graph that torch.compile traced has no second
+Gradients of gradients. Besides a^L the node returns, hidden from the caller, the s^l (and some a^l)
+that backward keeps. When backward itself is to be differentiated (create_graph=True) it runs on the
+reference equations with those as variables; the adjoint that this sends to a hidden s^l is added
+where s^l was made, as any successor's is (eq. 13). Second and higher derivatives thus need no rule
+of their own beyond sigma'', and no second forward pass, but for chains that keep their input alone:
+those with recompute, and narrow ones on a GPU. A graph that torch.compile traced has no second
 derivatives: what it sends to a hidden s^l is zero, and ctx.traced says to leave that out.
 """
 
@@ -130,30 +131,29 @@ class MLPFunction(Function):
             return (None,) * (2 + len(needs))
         saved = list(ctx.saved_tensors)
         compat.release_saved_tensors(ctx)
-        if ctx.finite and not (_to_be_differentiated() or torch.compiler.is_compiling()):
-            chain = chain.but(acts=chain.sure, sure=None)
+        differentiated = _to_be_differentiated()
+        if ctx.finite and not (differentiated or torch.compiler.is_compiling()):
+            chain = chain.but(acts=chain.acts_if_finite, acts_if_finite=None)
         listened = listening and not compat.transforms_active()
-        by_tiles = chain.rows and not (listened or _to_be_differentiated())
-        if by_tiles and tiling.takes(grad_a, grad_hidden):
-            adjoint = cast(Tensor, grad_a)
-            grad_x, *grads = tiling.backward(chain, saved, (needs_x, *needs), adjoint)
-            return grad_x, None, *grads
-        if chain.narrow and not (listened or _to_be_differentiated()) and narrow.takes(grad_a):
-            x, *tensors = saved
-            adjoint = cast(Tensor, grad_a)
-            grad_x, *grads = narrow.backward(chain, x, tensors, (needs_x, *needs), adjoint)
-            return grad_x, None, *grads
+        if not (listened or differentiated):  # else the layers are walked one by one
+            adjoint, all_needs = cast(Tensor, grad_a), (needs_x, *needs)
+            if chain.rows and tiling.takes(grad_a, grad_hidden):
+                grad_x, *grads = tiling.backward(chain, saved, all_needs, adjoint)
+                return grad_x, None, *grads
+            if chain.narrow and narrow.takes(grad_a):
+                grad_x, *grads = narrow.backward(chain, saved, all_needs, adjoint)
+                return grad_x, None, *grads
         if chain.recompute:
             chain = chain.but(recompute=False, narrow=False)
             x, *tensors = saved
-            again = _mlp if _to_be_differentiated() else MLPFunction.forward
+            again = _mlp if differentiated else MLPFunction.forward
             output = again(x, chain, *tensors)
             saved = kept_for_backward(chain, x, tensors, output, (needs_x, *needs))
             del x, tensors, output
         tensors, s, a_kept = unpacked(chain, saved, len(needs))
         del saved, s[top + 1 :]
         ops: ModuleType = equations
-        if _to_be_differentiated():
+        if differentiated:
             chain = chain.but(acts=tuple(map(differentiable, chain.acts)))
         else:
             ops = backend_for(cast(Tensor, s[top]) if grad_a is None else grad_a)

@@ -31,30 +31,31 @@ Acts = tuple[Activation, ...]
 def _about(acts: Acts) -> tuple[frozenset[int], Acts | None]:
     """(the hidden layers with gates, the acts for finite z); None where other acts are between."""
     gates = frozenset(l for l in range(1, len(acts) - 1) if acts[l].hides_z)
-    sure = tuple(map(aten.of_finite_z, acts))
-    others = any(a is b and not a.is_identity for a, b in zip(acts, sure, strict=True))
-    return gates, None if others or sure == acts else sure
+    if_finite = tuple(map(aten.of_finite_z, acts))
+    others = any(a is b and not a.is_identity for a, b in zip(acts, if_finite, strict=True))
+    return gates, None if others or if_finite == acts else if_finite
 
 
 def chosen(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> tuple[frozenset[int], Acts | None]:
     """(the layers whose a^l is kept beside z^l, acts to try as if no z were infinite)."""
-    gates, sure = _about(chain.acts)
-    if not (gates or sure) or not plain_on_cpu(x, tensors):
+    gates, if_finite = _about(chain.acts)
+    if not (gates or if_finite) or not plain_on_cpu(x, tensors):
         return frozenset(), None
     widths = [tensors[weight_at].shape[0] for weight_at, _ in chain.slots[1:]]
     size = x.shape[0] * sum(widths) * x.element_size()
     if size > (MORE if max(widths) <= NARROW else LITTLE):
         gates = frozenset()
-    seen = compat.dispatch_modes_active() or not all(widths) or not compat.has_memory(x)
-    return gates - chain.outs, None if seen else sure
+    if compat.dispatch_modes_active() or not all(widths) or not compat.has_memory(x):
+        if_finite = None  # a^L may not be looked at, or a layer without neurons hides infinities
+    return gates - chain.outs, if_finite
 
 
 def walked(
     chain: Chain, x: Tensor, tensors: Sequence[Any], hidden: bool
 ) -> tuple[tuple[Tensor, ...], bool]:
     """(what forward_pass returns, whether every z is known to be finite)."""
-    if chain.sure is not None:
-        output = forward_pass(chain.but(acts=chain.sure), x, tensors, hidden)
+    if chain.acts_if_finite is not None:
+        output = forward_pass(chain.but(acts=chain.acts_if_finite), x, tensors, hidden)
         if aten.finite(output[0]):
             return output, True
     return forward_pass(chain, x, tensors, hidden), False

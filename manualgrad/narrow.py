@@ -16,6 +16,7 @@ from manualgrad.chain import Chain
 from manualgrad.eligibility import refusal, triton_kernels
 from manualgrad.ops import PLAIN
 
+NO_GPU = "it is not on a GPU"
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -24,13 +25,10 @@ def prepared(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> Chain:
 
     x (M, K). Raises ValueError under backend("narrow") where they cannot.
     """
-    mode = backends.mode()
-    if mode not in ("auto", "narrow") or not (x.is_cuda or mode == "narrow"):
-        return chain
     reason = why_not(chain, x, tensors)
     if reason is None:
         return chain.but(recompute=True, narrow=True)
-    if mode == "narrow":
+    if backends.mode() == "narrow":
         raise ValueError(
             f"manualgrad: backend 'narrow' cannot run this chain: {reason}; use "
             f"manualgrad.backend('auto')"
@@ -40,21 +38,25 @@ def prepared(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> Chain:
 
 def why_not(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> str | None:
     """Why a chain does not run in one kernel each way, or None."""
+    mode = backends.mode()
+    if mode != "narrow":
+        if not x.is_cuda:
+            return NO_GPU
+        if mode != "auto":
+            return f"manualgrad.backend({mode!r}) takes the layers one by one"
+        if x.dtype not in HALF:
+            return f"{x.dtype} has no tensor cores that are as exact"
     if chain.depth < 2:
         return "it has one layer"
-    if backends.mode() != "narrow" and x.dtype not in HALF:
-        return f"{x.dtype} has no tensor cores that are as exact"
     if any(branch.at is not None for branch in chain.branches.values()):
         return "the scale of a skip is a tensor"
     weights = [tensors[weight_at] for weight_at, _ in chain.slots[1:]]
     for act in dict.fromkeys(chain.acts[1:]):
-        reason = refusal(act, x, *weights)
+        reason = refusal(act, x, *tensors)
         if reason:
             return reason
-    biases = [tensors[bias_at] for _, bias_at in chain.slots[1:]]
-    reason = refusal(chain.acts[1], x, *biases)
     sizes = [x.shape[1], *map(len, weights)]
-    return reason or triton_kernels().narrow_problem(sizes, slots_of(chain, tensors), x)
+    return triton_kernels().narrow_problem(sizes, slots_of(chain, tensors), x)
 
 
 def slots_of(chain: Chain, tensors: Sequence[Any]) -> list[tuple[int, int]]:
@@ -87,9 +89,13 @@ def takes(grad_a: Any) -> bool:
 
 
 def backward(
-    chain: Chain, x: Tensor, tensors: Sequence[Any], needs: Sequence[bool], grad_a: Tensor
+    chain: Chain, saved: Sequence[Any], needs: Sequence[bool], grad_a: Tensor
 ) -> list[Tensor | None]:
-    """The gradients of x and of each tensor, None where ``needs`` is False.  grad_a (M, N_L)."""
+    """The gradients of x and of each tensor, None where ``needs`` is False.  grad_a (M, N_L).
+
+    saved: x and the chain's tensors.
+    """
+    x, *tensors = saved
     needs_x, *wanted = needs
     weights, biases, layers = _told(chain, tensors)
     kernels = triton_kernels()

@@ -1,8 +1,8 @@
 """Products of matrices on a CPU: ATen's, or oneDNN's where those are faster on this machine.
 
-ATen hands float32 products to MKL. On CPUs that are not Intel's, MKL leaves their widest vectors
-unused, and oneDNN, which PyTorch brings along too, is twice as fast; both add up in float32. Which
-one is faster here is measured once per process, on first need. BP4 is left to ATen: oneDNN would
+ATen hands float32 products to MKL. On some CPUs oneDNN, which PyTorch brings along too, is twice as
+fast (measured on an AMD EPYC with AVX-512); both add up in float32. Which one is faster here is
+measured once per process and number of threads, on first need. BP4 is left to ATen: oneDNN would
 copy its operand delta^T, and hold more memory than eager does.
 """
 
@@ -43,9 +43,10 @@ def _by_onednn(left: Tensor, right: Tensor) -> bool:
         left.dtype is torch.float32
         and left.numel() * right.numel() >= LARGE * max(left.shape[1], 1)
         and compat.readable(left)
-        and compat.plain_memory(right)
+        and compat.readable(right)
         and left.is_contiguous()
         and right.is_contiguous()
+        and torch.backends.mkldnn.enabled
         and onednn_wins(torch.get_num_threads())
     )
 
@@ -59,7 +60,7 @@ def onednn_wins(threads: int) -> bool:
     theirs = functools.partial(compat.onednn_linear, x, x, None, "none", [], "")
     try:
         times = _seconds([functools.partial(F.linear, x, x), theirs])
-    except RuntimeError:  # a build without it, or switched off
+    except RuntimeError:  # a build without it
         return False
     ratio = times[0] / times[1]
     log.info("manualgrad: on %d threads oneDNN is %.2f times as fast as MKL", threads, ratio)

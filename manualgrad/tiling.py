@@ -48,15 +48,13 @@ def rows_at_once(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> int:
 
 def prepared(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> Chain:
     """The chain as these tensors are best walked on a CPU, outside of torch.func.  x (M, K)."""
-    rows, (beside, sure) = rows_at_once(chain, x, tensors), chosen(chain, x, tensors)
-    if not (rows or beside or sure):
+    rows, (beside, if_finite) = rows_at_once(chain, x, tensors), chosen(chain, x, tensors)
+    if not (rows or beside or if_finite):
         return chain
-    return chain.but(rows=rows, beside=beside, sure=sure)
+    return chain.but(rows=rows, beside=beside, acts_if_finite=if_finite)
 
 
-def forward(
-    chain: Chain, x: Tensor, tensors: Sequence[Any], hidden: bool = True
-) -> tuple[Tensor, ...]:
+def forward(chain: Chain, x: Tensor, tensors: Sequence[Any], hidden: bool) -> tuple[Tensor, ...]:
     """forward_pass, in tiles where that pays."""
     rows = chain.rows
     if not rows:
@@ -65,8 +63,8 @@ def forward(
     whole: tuple[Tensor, ...] = ()
     finite = True
     for first in range(0, x.shape[0], rows):
-        part, sure = walked(chain, x[first : first + rows], tensors, hidden)
-        finite = finite and sure
+        part, part_finite = walked(chain, x[first : first + rows], tensors, hidden)
+        finite = finite and part_finite
         whole = whole or tuple(tile.new_empty(x.shape[0], tile.shape[1]) for tile in part)
         for matrix, tile in zip(whole, part, strict=True):
             matrix[first : first + rows] = tile
@@ -90,15 +88,14 @@ def backward(
     walks forward again, it keeps each a^l beside z^l: both are in cache.
     Returns the gradients of x and of each tensor.
     """
-    M, rows, count, whole = grad_a.shape[0], chain.rows, len(needs) - 1, chain
-    chain = chain.but(
-        recompute=False, beside=all_beside(chain) if chain.recompute else chain.beside
-    )
+    M, rows, count, recompute = grad_a.shape[0], chain.rows, len(needs) - 1, chain.recompute
+    if recompute:
+        chain = chain.but(recompute=False, beside=all_beside(chain))
     grad_x: Any = None
     grads: list[Tensor | None] = [None] * count
     for first in range(0, M, rows):
         at = slice(first, first + rows)
-        if whole.recompute:
+        if recompute:
             x, tensors = saved[0][at], saved[1:]
             output, _ = walked(chain, x, tensors, hidden=True)
             tile = kept_for_backward(chain, x, tensors, output, needs)

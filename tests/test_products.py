@@ -91,6 +91,16 @@ def test_what_is_left_to_aten(what, calls):
     assert not calls
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # torch's remark on its own flags
+def test_onednn_that_is_switched_off_stays_off(calls):
+    x, weight = operands((M, K), (N, K))
+    with torch.backends.mkldnn.flags(enabled=False):
+        products.linear(x, weight, None)
+    assert not calls
+    products.linear(x, weight, None)
+    assert calls
+
+
 def test_where_nobody_may_look_inside(calls):
     x, weight = operands((M, K), (N, K))
     with FlopCounterMode(display=False) as counter:

@@ -175,6 +175,8 @@ def narrow_backward_kernel(
         scratch += tl.program_id(0).to(tl.int64) * (2 * L * BLOCK_M * WIDEST)
     for tile in tl.range(tl.program_id(0), tl.cdiv(M, BLOCK_M), PROGRAMS, num_stages=1,
                          disable_licm=True):  # fmt: skip
+        if scratch is not None:
+            tl.debug_barrier()  # nobody still picks up what is now put down anew
         row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
         first = _examples(x, tl.minimum(row, M - 1), SIZES[0], x_stride, PADDED[0])
         kept, activations = _forward(first, tiles, biases, scratch, L, SIZES, PADDED, WIDEST, SIGMA,

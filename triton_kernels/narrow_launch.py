@@ -85,20 +85,22 @@ def _operands(call: str, x: Tensor, weights: Sequence[Tensor], biases: Sequence[
     return row_major(x), [row_major(weight) for weight in weights], biases, sizes
 
 
-def _plan(layers: Sequence[Layer], sizes: Sequence[int], dtype: torch.dtype) -> dict[str, Any]:
-    """What of a chain the compiler is told; in each tuple layer 0, the input, stands first."""
+def _plan(layers: Sequence[Layer], sizes: Sequence[int], weights: Sequence[Tensor]):
+    """What the kernels are told of a chain; from SIZES on, layer 0, the input, stands first."""
+    dtype = weights[0].dtype
     slots = [layer.slot for layer in layers]
     return {
+        "strides": tuple(weight.stride(0) for weight in weights),
         "L": len(layers),
+        "SAME": tuple(slots.index(slot) for slot in slots),
+        "PRECISION": launch.precision_of(dtype),
         "SIZES": tuple(sizes),
         "PADDED": tuple(map(_padded, sizes)),
-        "SAME": tuple(slots.index(slot) for slot in slots),
         "SIGMA": (None, *(sigma_of(layer.act, dtype) for layer in layers)),
         "OF_A": (False, *(layer.act.keeps == "a" for layer in layers)),
         "KIND": ("", *(layer.kind for layer in layers)),
         "START": (0, *(layer.start for layer in layers)),
         "SCALE": (1.0, *(float(layer.scale) for layer in layers)),
-        "PRECISION": launch.precision_of(dtype),
     }
 
 
@@ -112,7 +114,7 @@ def narrow_forward(x, weights, biases, layers: Sequence[Layer]) -> Tensor:
         narrow_forward_kernel, (programs,),
         {"x": x, "weights": weights, "biases": biases}, {"a": a},
         options={"num_warps": warps}, M=M, PROGRAMS=programs, BLOCK_M=rows,
-        strides=tuple(weight.stride(0) for weight in weights), **_plan(layers, sizes, x.dtype),
+        **_plan(layers, sizes, weights),
     )  # fmt: skip
     return a
 
@@ -145,10 +147,9 @@ def narrow_backward(grad_a, x, weights, biases, layers: Sequence[Layer], needs_x
         {"x": x, "grad_a": grad_a, "weights": weights, "biases": biases, "scratch": scratch},
         {"grad_x": grad_x, "parts": parts},
         options={"num_warps": warps}, M=M, PROGRAMS=programs, SIZE=size,
-        BLOCK_M=rows, WIDEST=max(padded),
-        strides=tuple(weight.stride(0) for weight in weights), OFFSETS=(0, *offsets),
+        BLOCK_M=rows, WIDEST=max(padded), OFFSETS=(0, *offsets),
         SIGMA_PRIME=(None, *(prime_of(layer.act, dtype) for layer in layers)),
- **_plan(layers, sizes, dtype),
+        **_plan(layers, sizes, weights),
     )  # fmt: skip
     total = parts.sum(0).to(dtype)
     grad_weights: dict[Any, Tensor] = {}

@@ -6,25 +6,9 @@ import pytest
 import torch
 
 import manualgrad as mg
+from benchmarks.gpu.stages import captured
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
-
-
-def captured(net, optimiser, x, target):
-    """The graph of one step; warmed up first, on copies, in a stream of its own."""
-    step = stepping(net, optimiser, x, target)
-    before = copy.deepcopy(net.state_dict())
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    net.load_state_dict(before)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph
 
 
 def stepping(net, optimiser, x, target):
@@ -45,9 +29,11 @@ def test_a_captured_step_trains_as_without_a_graph(act, width):
     x = torch.randn(128, width, device="cuda", dtype=torch.bfloat16)
     target = torch.randn_like(x)
     optimisers = [torch.optim.SGD(net.parameters(), lr=0.1) for net in (plain, graphed)]
-    graph = captured(graphed, optimisers[1], x, target)
+    before = copy.deepcopy(graphed.state_dict())
+    replay = captured(stepping(graphed, optimisers[1], x, target))
+    graphed.load_state_dict(before)  # without the steps that warmed it up
     for _ in range(3):
         stepping(plain, optimisers[0], x, target)()
-        graph.replay()
+        replay()
         x.normal_()  # the graph reads where x stands, not what it held
     torch.testing.assert_close(dict(plain.named_parameters()), dict(graphed.named_parameters()))
