@@ -256,6 +256,8 @@ def bp3_bias_gradient(rows, dtype=None):
 
 def bp4_weight_gradient(delta, x, into=None):
     """BP4: grad_W C = delta^T a^{l-1}, summed over examples, added to into.  Returns (N, K)."""
+    if delta.numel() >= CHECKED:
+        return products.weight_gradient(delta, x, into)
     return delta.t().mm(x) if into is None else into.addmm_(delta.t(), x)
 
 

@@ -1,9 +1,10 @@
 """Products of matrices on a CPU: ATen's, or oneDNN's where those are faster on this machine.
 
 ATen hands float32 products to MKL. On some CPUs oneDNN, which PyTorch brings along too, is twice as
-fast (measured on an AMD EPYC with AVX-512); both add up in float32. Which one is faster here is
-measured once per process and number of threads, on first need. BP4 is left to ATen: oneDNN would
-copy its operand delta^T, and hold more memory than eager does.
+fast (measured on an AMD EPYC with AVX-512). It adds all terms of an entry up in one row, and rounds
+worse the longer that is; MKL adds up a block of terms at a time. So oneDNN gets blocks as well, and
+then it errs as MKL does. Which one is faster here is measured once per process and number of
+threads, on first need.
 """
 
 import functools
@@ -18,6 +19,9 @@ from torch import Tensor
 from manualgrad import compat
 
 LARGE = 1 << 22  # multiplications: below, oneDNN's call costs more than it saves
+TERMS = 192  # of a sum, added up in one row: MKL's own number, and its error
+ROWS, ENTRIES = 512, 1 << 20  # of a result at once: at least, at most; blocks of it are added up
+WIDE = 256  # neurons on both sides of a weight: BP4 for fewer is all blocks and little product
 CLEARLY = 1.25  # times as fast, or ATen's it is: a close call must not change bits from run to run
 
 log = logging.getLogger("manualgrad")
@@ -25,23 +29,62 @@ log = logging.getLogger("manualgrad")
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + b.  x (M, K), weight (N, K), bias (N,) or None."""
-    if _by_onednn(x, weight):
-        return compat.onednn_linear(x, weight, bias, "none", [], "")
+    if _by_onednn(x, weight, x.shape[1]):
+        return _in_blocks(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
 def error_below(delta: Tensor, weight: Tensor) -> Tensor:
     """delta W, BP2's product.  delta (M, N), weight (N, K)."""
-    if _by_onednn(delta, weight):
-        return compat.onednn_linear(delta, weight.t(), None, "none", [], "")
+    if _by_onednn(delta, weight, delta.shape[1]):
+        return _in_blocks(delta, weight.t())
     return delta.mm(weight)
 
 
-def _by_onednn(left: Tensor, right: Tensor) -> bool:
-    """Whether oneDNN makes the product of these two, which share a dimension."""
+def weight_gradient(delta: Tensor, a: Tensor, into: Tensor | None) -> Tensor:
+    """delta^T a, BP4's product, added to into.  delta (M, N), a (M, K).  Returns (N, K)."""
+    if min(delta.shape[1], a.shape[1]) >= WIDE and _by_onednn(delta, a, delta.shape[0]):
+        return _in_blocks(delta.t(), a.t(), into=into)
+    return delta.t().mm(a) if into is None else into.addmm_(delta.t(), a)
+
+
+def _in_blocks(
+    left: Tensor, right: Tensor, bias: Tensor | None = None, into: Tensor | None = None
+) -> Tensor:
+    """left right^T + bias, or added to into, by oneDNN: at most TERMS terms in one row.
+
+    left (M, K), right (N, K), each of them contiguous or the transpose of what is.
+    """
+    (M, K), N = left.shape, right.shape[0]
+    count = -(-K // TERMS)
+    if count <= 1 and into is None:
+        return _onednn(left, right, bias)
+    right_blocks = [_dense(block) for block in right.tensor_split(count, 1)]
+    result = left.new_empty(M, N) if into is None else into
+    rows = max(ROWS, ENTRIES // max(N, TERMS))
+    for part, left_rows in zip(result.split(rows), left.split(rows), strict=True):
+        first = into is None
+        for block, others in zip(left_rows.tensor_split(count, 1), right_blocks, strict=True):
+            product = _onednn(block.contiguous(), others, bias if first else None)
+            part.copy_(product) if first else part.add_(product)
+            first = False
+    return result
+
+
+def _dense(block: Tensor) -> Tensor:
+    """A copy, unless it or its transpose is contiguous: oneDNN is slow on anything else."""
+    return block if block.t().is_contiguous() else block.contiguous()
+
+
+def _onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
+    return compat.onednn_linear(left, right, bias, "none", [], "")
+
+
+def _by_onednn(left: Tensor, right: Tensor, terms: int) -> bool:
+    """Whether oneDNN makes the product of these two, each entry of which has so many terms."""
     return (
         left.dtype is torch.float32
-        and left.numel() * right.numel() >= LARGE * max(left.shape[1], 1)
+        and left.numel() * right.numel() >= LARGE * max(terms, 1)
         and compat.readable(left)
         and compat.readable(right)
         and left.is_contiguous()
@@ -57,9 +100,8 @@ def onednn_wins(threads: int) -> bool:
     if compat.onednn_linear is None:
         return False
     x = torch.linspace(-1, 1, 512 * 512).view(512, 512)
-    theirs = functools.partial(compat.onednn_linear, x, x, None, "none", [], "")
     try:
-        times = _seconds([functools.partial(F.linear, x, x), theirs])
+        times = _seconds([functools.partial(F.linear, x, x), functools.partial(_in_blocks, x, x)])
     except RuntimeError:  # a build without it
         return False
     ratio = times[0] / times[1]
