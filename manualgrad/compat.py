@@ -1,5 +1,6 @@
 """The private names of torch that we lean on, each with a safe default: the slower path."""
 
+import functools
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -50,6 +51,15 @@ addmm_activation = getattr(torch, "_addmm_activation", None)
 
 onednn_linear: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 """x W^T + b by oneDNN, on plain tensors; None where torch was built without it."""
+
+_has_bfloat16: Any = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+
+
+@functools.cache
+def onednn_has_bfloat16() -> bool:
+    """oneDNN multiplies bfloat16 on this CPU; False where torch does not tell."""
+    return onednn_linear is not None and _has_bfloat16 is not None and bool(_has_bfloat16())
+
 
 _modes = getattr(torch._C, "_len_torch_dispatch_stack", None)
 

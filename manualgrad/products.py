@@ -5,6 +5,9 @@ fast (measured on an AMD EPYC with AVX-512). It adds all terms of an entry up in
 worse the longer that is; MKL adds up a block of terms at a time. So oneDNN gets blocks as well, and
 then it errs as MKL does. Which one is faster here is measured once per process and number of
 threads, on first need.
+
+bfloat16 products are oneDNN's on either way, but ATen copies the bias into the result first, which
+takes up to two fifths of the time, and is slow at delta^T a where a is the wider of the two.
 """
 
 import functools
@@ -22,7 +25,7 @@ LARGE = 1 << 22  # multiplications: below, oneDNN's call costs more than it save
 TERMS = 192  # of a sum, added up in one row: MKL's own number, and its error
 ROWS, ENTRIES = 512, 1 << 20  # of a result at once: at least, at most; blocks of it are added up
 WIDE = 256  # neurons on both sides of a weight: BP4 for fewer is all blocks and little product
-CLEARLY = 1.25  # times as fast, or ATen's it is: a close call must not change bits from run to run
+CLEARLY = 1.5  # times as fast, or ATen's it is: blocks cost a third of it, and close calls bits
 
 log = logging.getLogger("manualgrad")
 
@@ -31,6 +34,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + b.  x (M, K), weight (N, K), bias (N,) or None."""
     if _by_onednn(x, weight, x.shape[1]):
         return _in_blocks(x, weight, bias)
+    if bias is not None and _is_bfloat16(x, weight, bias):
+        return _onednn(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
@@ -45,6 +50,8 @@ def weight_gradient(delta: Tensor, a: Tensor, into: Tensor | None) -> Tensor:
     """delta^T a, BP4's product, added to into.  delta (M, N), a (M, K).  Returns (N, K)."""
     if min(delta.shape[1], a.shape[1]) >= WIDE and _by_onednn(delta, a, delta.shape[0]):
         return _in_blocks(delta.t(), a.t(), into=into)
+    if into is None and a.shape[1] >= 2 * delta.shape[1] and _is_bfloat16(delta, a):
+        return a.t().mm(delta).t().contiguous()
     return delta.t().mm(a) if into is None else into.addmm_(delta.t(), a)
 
 
@@ -81,16 +88,28 @@ def _onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _by_onednn(left: Tensor, right: Tensor, terms: int) -> bool:
-    """Whether oneDNN makes the product of these two, each entry of which has so many terms."""
+    """Whether float32 goes to oneDNN here.  Each entry of the product has so many terms."""
     return (
         left.dtype is torch.float32
         and left.numel() * right.numel() >= LARGE * max(terms, 1)
-        and compat.readable(left)
-        and compat.readable(right)
-        and left.is_contiguous()
-        and right.is_contiguous()
-        and torch.backends.mkldnn.enabled
+        and _plain(left, right)
         and onednn_wins(torch.get_num_threads())
+    )
+
+
+def _is_bfloat16(*tensors: Tensor) -> bool:
+    """Whether ATen, too, leaves these to oneDNN."""
+    return (
+        all(tensor.dtype is torch.bfloat16 for tensor in tensors)
+        and _plain(*tensors)
+        and compat.onednn_has_bfloat16()
+    )
+
+
+def _plain(*tensors: Tensor) -> bool:
+    """Contiguous, there to be read, and oneDNN not switched off."""
+    return torch.backends.mkldnn.enabled and all(
+        compat.readable(tensor) and tensor.is_contiguous() for tensor in tensors
     )
 
 
@@ -99,9 +118,10 @@ def onednn_wins(threads: int) -> bool:
     """Whether oneDNN is clearly the faster here: measured, a hundredth of a second."""
     if compat.onednn_linear is None:
         return False
-    x = torch.linspace(-1, 1, 512 * 512).view(512, 512)
+    x = torch.linspace(-1, 1, 1024 * TERMS).view(1024, TERMS)
+    weight = x[:TERMS]
     try:
-        times = _seconds([functools.partial(F.linear, x, x), functools.partial(_in_blocks, x, x)])
+        times = _seconds([lambda: F.linear(x, weight), lambda: _onednn(x, weight, None)])
     except RuntimeError:  # a build without it
         return False
     ratio = times[0] / times[1]
@@ -112,7 +132,7 @@ def onednn_wins(threads: int) -> bool:
 def _seconds(steps: list[Callable[[], object]]) -> list[float]:
     """The least of each, in turn."""
     least = [float("inf")] * len(steps)
-    for _ in range(6):
+    for _ in range(20):
         for i, step in enumerate(steps):
             start = time.perf_counter()
             step()
