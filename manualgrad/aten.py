@@ -39,16 +39,16 @@ CARELESS: dict[Callable, Callable] = {}  # of a guarded kernel: the one that is 
 
 
 def _prime(backward: Any, call: Callable) -> Callable:
-    """adjoint * sigma'(s) by ATen's kernel for it; over: written over the adjoint.
+    """adjoint * sigma'(s) by ATen's kernel for it; into: the one of the two to write it over.
 
     call(kernel, adjoint, s, **parameters): the kernel with its arguments in their order.
     """
     in_place = "grad_input" in backward.overloads()
 
-    def times_prime(v, s, over=False, **parameters):
+    def times_prime(v, s, into=None, **parameters):
         kernel = backward.default
-        if over and in_place:
-            kernel = functools.partial(backward.grad_input, grad_input=v)
+        if into is not None and in_place:
+            kernel = functools.partial(backward.grad_input, grad_input=into)
         return call(kernel, v, s, **parameters)
 
     return times_prime
@@ -60,11 +60,11 @@ def _guarded(kernel: Callable, exact: Callable, safe: Callable) -> Callable:
     To look at all of z is cheaper than the passes that exact adds.
     """
 
-    def guarded(*tensors, **over):
+    def guarded(*tensors, **into):
         z = tensors[-1]
         if z.numel() >= CHECKED and all(map(compat.readable, tensors)) and safe(z):
-            return kernel(*tensors, **over)
-        return exact(*tensors, **over)
+            return kernel(*tensors, **into)
+        return exact(*tensors, **into)
 
     if safe is finite:
         CARELESS[guarded] = kernel
@@ -90,8 +90,8 @@ def _tails(backward: Any, call: Callable, safe: Callable = finite) -> Callable:
     """adjoint * sigma'(z) where ATen's own kernel multiplies +-inf by 0."""
     prime = _prime(backward, call)
 
-    def clipped(v, z, over=False):
-        return prime(v, z.clamp(min=-FAR, max=FAR), over=over)
+    def clipped(v, z, into=None):
+        return prime(v, z.clamp(min=-FAR, max=FAR), into=into)
 
     return _guarded(prime, clipped, safe)
 
@@ -173,12 +173,12 @@ def of_finite_z(act: Activation) -> Activation:
 def kernels_of(act: Activation) -> tuple[Callable, Callable]:
     """(sigma(z), adjoint * sigma'(s)) with act's parameters: ATen's, or the formulas.
 
-    The second may be asked to write ``over`` the adjoint; the formulas do not.
+    The second may be asked to write ``into`` one of its arguments; the formulas do not.
     """
     kernels = KERNELS.get(act.name)
     if kernels is None:
         return functools.partial(rounded_once, act.sigma), (
-            lambda v, s, over=False: times_sigma_prime(act, v, s)
+            lambda v, s, into=None: times_sigma_prime(act, v, s)
         )
     if act.parameters:
         sigma, times_prime = (functools.partial(k, **dict(act.parameters)) for k in kernels)
@@ -242,8 +242,8 @@ def bp2_propagate_error(delta, weight, s, act, skip=None, with_a=True, skip_z=No
         adjoint = _plus(adjoint, skip)
     below = adjoint
     if not act.is_identity:  # large results are worth their memory: new pages cost more than a pass
-        over = adjoint.numel() >= CHECKED and compat.readable(adjoint)
-        below = kernels_of(act)[1](adjoint, s, over=over)
+        into = adjoint if adjoint.numel() >= CHECKED and compat.readable(adjoint) else None
+        below = kernels_of(act)[1](adjoint, s, into=into)
     if skip_z is not None:
         below = _plus(below, skip_z)
     return below, below, (output(s, act) if with_a else None)

@@ -104,6 +104,35 @@ def release_saved_tensors(ctx) -> None:
         release()
 
 
+_use_count: Any = getattr(torch._C, "_storage_Use_Count", None)
+_default_hooks: Any = getattr(
+    getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None
+)
+
+
+def saved_untouched() -> bool:
+    """No torch.autograd.graph.saved_tensors_hooks are on: what is saved now goes through no other
+    hands. False where torch does not tell, and while it is tracing."""
+    if _default_hooks is None or torch.compiler.is_compiling():
+        return False
+    return _default_hooks(True) is None
+
+
+def held_once(tensor: torch.Tensor) -> bool:
+    """No other tensor shares its memory, and no saved one; False where torch does not tell."""
+    return _use_count is not None and _uses(tensor) == _once()
+
+
+def _uses(tensor: torch.Tensor) -> int:
+    storage = tensor.untyped_storage()  # is one of them, and has to live until they are counted
+    return _use_count(storage._cdata)
+
+
+@functools.cache
+def _once() -> int:
+    return _uses(torch.empty(1))
+
+
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The dtype that autocast wants on device, None where autocast is off."""
     try:

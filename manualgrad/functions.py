@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from manualgrad import backends, compat, composite, equations, narrow, tiling
+from manualgrad import aten, backends, compat, composite, equations, in_place, narrow, tiling
 from manualgrad import ops as operators
 from manualgrad.activations import Activation
 from manualgrad.chain import Chain, merged, shares
@@ -47,6 +47,7 @@ class LinearActFunction(Function):
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
         x, ctx.act, weight, _ = inputs
         ctx.device, ctx.traced = output[0].device, torch.compiler.is_compiling()
+        ctx.untouched = compat.saved_untouched()
         ctx.set_materialize_grads(False)
         needs_x, _, needs_weight, *_ = ctx.needs_input_grad
         ctx.save_for_backward(
@@ -72,6 +73,8 @@ class LinearActFunction(Function):
             act = differentiable(act)
         else:
             ops = backend_for(s if grad_a is None else grad_a)
+            if ops is aten and ctx.untouched:
+                ops = in_place
         grad_x = grad_weight = grad_bias = None
         delta = rows = grad_z
         if grad_a is not None:
@@ -109,7 +112,7 @@ class MLPFunction(Function):
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
         x, chain, *tensors = inputs
         ctx.chain, ctx.device = chain, output[0].device
-        ctx.finite = chain.finite
+        ctx.finite, ctx.untouched = chain.finite, compat.saved_untouched()
         ctx.set_materialize_grads(False)
         if chain.recompute:
             ctx.save_for_backward(x, *tensors)
@@ -157,6 +160,8 @@ class MLPFunction(Function):
             chain = chain.but(acts=tuple(map(differentiable, chain.acts)))
         else:
             ops = backend_for(cast(Tensor, s[top]) if grad_a is None else grad_a)
+            if ops is aten and (ctx.untouched or ctx.chain.recompute):
+                ops = in_place
         note = noting(ctx, (needs_x, *needs)) if listened else None
         grad_x, *grads = backward_pass(
             ops, chain, tensors, s, a_kept, (needs_x, *needs), sent, note

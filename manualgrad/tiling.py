@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manualgrad import aten, compat
+from manualgrad import aten, compat, in_place
 from manualgrad.chain import Chain
 from manualgrad.gates import all_beside, chosen, walked
 from manualgrad.keeping import kept_for_backward, plain_on_cpu, unpacked
@@ -103,7 +103,8 @@ def backward(
             tile = saved[:count] + [None if one is None else one[at] for one in saved[count:]]
         sent = Adjoints(chain, grad_a[at], ())
         tensors, s, a_kept = unpacked(chain, tile, count)
-        below, *grads = backward_pass(aten, chain, tensors, s, a_kept, needs, sent, grads=grads)
+        ops = in_place if recompute else aten
+        below, *grads = backward_pass(ops, chain, tensors, s, a_kept, needs, sent, grads=grads)
         if below is not None:
             if grad_x is None:
                 grad_x = below.new_empty(M, below.shape[1])

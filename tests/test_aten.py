@@ -38,7 +38,8 @@ def test_large_matrices_are_looked_at_and_infinities_exact(name, monkeypatch):
         for large, few in (
             (sigma(z.clone()), sigma(small[0].clone())),
             (times_prime(v, z), times_prime(small[1], small[0])),
-            (times_prime(v.clone(), z, over=True), times_prime(small[1], small[0])),
+            (times_prime(over := v.clone(), z, into=over), times_prime(small[1], small[0])),
+            (times_prime(v, over := z.clone(), into=over), times_prime(small[1], small[0])),
         ):
             torch.testing.assert_close(large[7], few[7], rtol=0, atol=0, equal_nan=True)
     assert clamps
@@ -51,7 +52,7 @@ def test_over_the_adjoint_the_same_numbers_are_written(name):
     v, s = torch.randn(aten.CHECKED), torch.rand(aten.CHECKED)
     times_prime = aten.kernels_of(act)[1]
     expected, adjoint = times_prime(v, s), v.clone()
-    below = times_prime(adjoint, s, over=True)
+    below = times_prime(adjoint, s, into=adjoint)
     assert torch.equal(below, expected)
     assert (below.data_ptr() == adjoint.data_ptr()) is (name not in ("mish", "hardswish"))
 

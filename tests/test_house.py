@@ -32,7 +32,7 @@ LAYERS = [
     {"manualgrad.compat", "manualgrad.chain", "manualgrad.listening"},
     {"manualgrad.products"},
     {"manualgrad.aten", "manualgrad.differentiable", "manualgrad.tuned"},
-    {"manualgrad.eligibility"},
+    {"manualgrad.eligibility", "manualgrad.in_place"},
     {"manualgrad.backends"},
     {"manualgrad.routed", "manualgrad.composite"},
     {"manualgrad.tuning", "manualgrad.ops"},
