@@ -16,21 +16,6 @@ from torch import Tensor
 
 from manualgrad import aten, compat
 from manualgrad.activations import Activation
-from manualgrad.aten import (
-    bp3_bias_gradient,
-    bp4_weight_gradient,
-    linear_act_forward,
-    output,
-)
-
-__all__ = [
-    "bp1_output_error",
-    "bp2_propagate_error",
-    "bp3_bias_gradient",
-    "bp4_weight_gradient",
-    "linear_act_forward",
-    "output",
-]
 
 A = torch.ops.aten
 # sigma(z) over z, of the rows of aten.KERNELS that keep z: those that need no care for infinities
@@ -61,8 +46,13 @@ def bp2_propagate_error(delta, weight, s, act, skip=None, with_a=True, skip_z=No
         return below, rows, None
     over = OVER_Z.get(act.name)
     if over is None or not _last(s, act):
-        return below, rows, output(s, act)
+        return below, rows, aten.output(s, act)
     return below, rows, over(s, **dict(act.parameters))
+
+
+def __getattr__(name: str) -> Any:
+    """The other operations are aten's."""
+    return getattr(aten, name)
 
 
 def _last(s: Tensor, act: Activation) -> bool:
