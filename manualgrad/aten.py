@@ -238,15 +238,30 @@ def bp2_propagate_error(delta, weight, s, act, skip=None, with_a=True, skip_z=No
     """BP2: delta^l = (delta^{l+1} W^{l+1}) * sigma'(z^l).  Returns (delta^l, rows, a^l)."""
     small = delta.numel() < CHECKED
     adjoint = delta.mm(weight) if small else products.error_below(delta, weight)
-    if skip is not None:
-        adjoint = _plus(adjoint, skip)
-    below = adjoint
-    if not act.is_identity:  # large results are worth their memory: new pages cost more than a pass
-        into = adjoint if adjoint.numel() >= CHECKED and compat.readable(adjoint) else None
-        below = kernels_of(act)[1](adjoint, s, into=into)
+    below = _times_prime(adjoint if skip is None else _plus(adjoint, skip), s, act)
     if skip_z is not None:
         below = _plus(below, skip_z)
     return below, below, (output(s, act) if with_a else None)
+
+
+def bp2_last(delta, weight, s, act, at_peak):
+    """BP2 over delta^{l+1}, which is the caller's own and nobody reads again, if W is square.
+
+    at_peak: all that the chain keeps is still there; in no memory but the result's.
+    """
+    if delta.numel() < CHECKED or not compat.readable(delta):
+        return bp2_propagate_error(delta, weight, s, act, with_a=False)
+    below = _times_prime(products.error_below_over(delta, weight, at_peak), s, act)
+    return below, below, None
+
+
+def _times_prime(adjoint, s, act):
+    """The adjoint of a^l times sigma'(z^l), over the former where it is large."""
+    if act.is_identity:
+        return adjoint
+    # large results are worth their memory: new pages cost more than a pass
+    into = adjoint if adjoint.numel() >= CHECKED and compat.readable(adjoint) else None
+    return kernels_of(act)[1](adjoint, s, into=into)
 
 
 def bp3_bias_gradient(rows, dtype=None):

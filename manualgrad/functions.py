@@ -84,13 +84,18 @@ class LinearActFunction(Function):
         del s, grad_z  # their memory is BP2's and BP4's now
         if needs_bias:
             grad_bias = ops.bp3_bias_gradient(rows, cast(Tensor, delta).dtype)
-        if needs_x:  # the input is its own activation
-            grad_x, _, _ = ops.bp2_propagate_error(delta, weight, x, IDENTITY, with_a=False)
         if needs_weight:
             grad_weight = ops.bp4_weight_gradient(delta, x)
         if listening and not compat.transforms_active() and not ctx.traced:
             needs = needs_x, needs_weight, needs_bias
             noting(ctx, needs)(0, 1, delta, x)
+        if needs_x:  # the input is its own activation
+            theirs = listening or grad_a is None or delta is grad_a
+            last = None if theirs else getattr(ops, "bp2_last", None)
+            if last is not None:
+                grad_x, _, _ = last(delta, weight, x, IDENTITY, at_peak=True)
+            else:
+                grad_x, _, _ = ops.bp2_propagate_error(delta, weight, x, IDENTITY, with_a=False)
         return grad_x, None, grad_weight, grad_bias
 
 

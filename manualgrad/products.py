@@ -23,7 +23,7 @@ from manualgrad import compat
 
 LARGE = 1 << 22  # multiplications: below, oneDNN's call costs more than it saves
 TERMS = 192  # of a sum, added up in one row: MKL's own number, and its error
-ROWS, ENTRIES = 512, 1 << 20  # of a result at once: at least, at most; blocks of it are added up
+ROWS, ENTRIES = 128, 1 << 20  # of a result at once: at least, at most; blocks of it are added up
 WIDE = 256  # neurons on both sides of a weight: BP4 for fewer is all blocks and little product
 CLEARLY = 1.5  # times as fast, or ATen's it is: blocks cost a third of it, and close calls bits
 
@@ -33,7 +33,7 @@ log = logging.getLogger("manualgrad")
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + b.  x (M, K), weight (N, K), bias (N,) or None."""
     if _by_onednn(x, weight, x.shape[1]):
-        return _in_blocks(x, weight, bias)
+        return _in_blocks(x, weight, bias, examples=x.shape[0])
     if bias is not None and _is_bfloat16(x, weight, bias):
         return _onednn(x, weight, bias)
     return F.linear(x, weight, bias)
@@ -42,39 +42,56 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def error_below(delta: Tensor, weight: Tensor) -> Tensor:
     """delta W, BP2's product.  delta (M, N), weight (N, K)."""
     if _by_onednn(delta, weight, delta.shape[1]):
-        return _in_blocks(delta, weight.t())
+        return _in_blocks(delta, weight.t(), examples=delta.shape[0])
     return delta.mm(weight)
+
+
+def error_below_over(delta: Tensor, weight: Tensor, at_peak: bool) -> Tensor:
+    """delta W, written over delta if W is square.  at_peak: else in no memory but the result's."""
+    M, N = delta.shape
+    if not _by_onednn(delta, weight, N) or (at_peak and N > TERMS and weight.shape[1] != N):
+        return delta.mm(weight)
+    over = delta if weight.shape[1] == N else None
+    return _in_blocks(delta, weight.t(), examples=M, result=over)
 
 
 def weight_gradient(delta: Tensor, a: Tensor, into: Tensor | None) -> Tensor:
     """delta^T a, BP4's product, added to into.  delta (M, N), a (M, K).  Returns (N, K)."""
-    if min(delta.shape[1], a.shape[1]) >= WIDE and _by_onednn(delta, a, delta.shape[0]):
-        return _in_blocks(delta.t(), a.t(), into=into)
-    if into is None and a.shape[1] >= 2 * delta.shape[1] and _is_bfloat16(delta, a):
+    M, N, K = *delta.shape, a.shape[1]
+    if min(N, K) >= WIDE and _by_onednn(delta, a, M):
+        total = _in_blocks(delta.t(), a.t(), examples=M)
+        return total if into is None else into.add_(total)
+    if into is None and K >= 2 * N and _is_bfloat16(delta, a):
         return a.t().mm(delta).t().contiguous()
     return delta.t().mm(a) if into is None else into.addmm_(delta.t(), a)
 
 
 def _in_blocks(
-    left: Tensor, right: Tensor, bias: Tensor | None = None, into: Tensor | None = None
+    left: Tensor,
+    right: Tensor,
+    bias: Tensor | None = None,
+    examples: int = 0,
+    result: Tensor | None = None,
 ) -> Tensor:
-    """left right^T + bias, or added to into, by oneDNN: at most TERMS terms in one row.
+    """left right^T + bias by oneDNN, at most TERMS terms in one row, written to result.
 
-    left (M, K), right (N, K), each of them contiguous or the transpose of what is.
+    left (M, K), right (N, K), each of them contiguous or the transpose of what is. result may be
+    left: rows are read before they are written. examples: a quarter as many rows at a time, so that
+    blocks and their products take less memory than examples rows of the result.
     """
     (M, K), N = left.shape, right.shape[0]
     count = -(-K // TERMS)
-    if count <= 1 and into is None:
+    if count <= 1:
         return _onednn(left, right, bias)
     right_blocks = [_dense(block) for block in right.tensor_split(count, 1)]
-    result = left.new_empty(M, N) if into is None else into
-    rows = max(ROWS, ENTRIES // max(N, TERMS))
+    rows = max(ROWS, min(examples // 4, ENTRIES // max(N, TERMS)))
+    result = left.new_empty(M, N) if result is None else result
     for part, left_rows in zip(result.split(rows), left.split(rows), strict=True):
-        first = into is None
-        for block, others in zip(left_rows.tensor_split(count, 1), right_blocks, strict=True):
-            product = _onednn(block.contiguous(), others, bias if first else None)
-            part.copy_(product) if first else part.add_(product)
-            first = False
+        left_blocks = left_rows.tensor_split(count, 1)
+        total = _onednn(left_blocks[0].contiguous(), right_blocks[0], bias)
+        for block, others in zip(left_blocks[1:], right_blocks[1:], strict=True):
+            total += _onednn(block.contiguous(), others, None)
+        part.copy_(total)
     return result
 
 

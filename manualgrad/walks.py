@@ -152,11 +152,29 @@ class Walk:
         self.sent.send("z" if branch.kind == "pre" else "a", branch.start, delta)
         return True
 
+    def propagate(self, l: int, delta: Tensor, s_below: Any, with_a: bool) -> tuple[Any, ...]:
+        """BP2 to layer l - 1, and what skips send there.  Returns (delta, rows, a^{l-1})."""
+        chain, sent = self.chain, self.sent
+        skip, skip_z = sent.a.pop(l - 1, None), sent.z.pop(l - 1, None)
+        weight = self.tensors[chain.slots[l][0]]
+        if chain.branches:
+            weight = chain.weight(l, self.tensors)
+        bp2, act = self.ops.bp2_propagate_error, chain.acts[l - 1]
+        return bp2(delta, weight, s_below, act, skip, with_a, skip_z)
+
     def propagate_into_branch(self, l: int, delta: Tensor, s_below: Tensor) -> tuple[Any, ...]:
         """BP2 to a layer at which a skip is added to sigma(z): the skip wants the whole sum."""
         weight, skip = self.chain.weight(l, self.tensors), self.sent.a.pop(l - 1, None)
         grad_a = self.ops.bp2_propagate_error(delta, weight, s_below, IDENTITY, skip, False)[0]
         return *self.error(l - 1, grad_a, s_below), self.a_kept.get(l - 1)
+
+    def tell(self, note: Any, l: int, delta: Tensor, rows: Any, a: Tensor | None, scales: bool):
+        """Notes what layer l's gradients are made of; makes those of a layer that is scaled."""
+        if note is not None:
+            of_layer = delta * self.chain.scale(l, self.tensors) if scales else delta
+            note(*self.chain.slots[l], of_layer, a)
+        if scales:
+            self.scaled_gradients(l, delta, rows, a)
 
     def scaled_gradients(self, l: int, delta: Tensor, rows: Any, a: Tensor | None) -> None:
         """BP3 and BP4 of a branch's layer, whose parameters are scale W and scale b."""
@@ -183,18 +201,11 @@ class Walk:
 
 
 def backward_pass(
-    ops: ModuleType,
-    chain: Chain,
-    tensors,
-    s,
-    a_kept,
-    needs,
-    sent: Adjoints,
-    note: Any = None,
-    grads: Any = None,
+    ops: Any, chain: Chain, tensors, s, a_kept, needs, sent, note: Any = None, grads: Any = None
 ):
     """BP1 at the top, then BP3, BP2, BP4 per layer, down to the lowest tensor that needs it.
 
+    Where a^l is there without BP2's help, BP4 comes first, and BP2 may write over delta.
     tensors, s^0..s^top, a_kept {l: a^l}: what kept_for_backward chose; s is emptied on the way, so
     that each tensor dies once used. needs: of x, then of each tensor. sent: what arrives from
     outside. note: called with each layer's slot, delta and a, if given. grads: of the tensors, by
@@ -206,8 +217,11 @@ def backward_pass(
     walk = Walk(ops, chain, tensors, a_kept, needs, sent, grads)
     grads, acts, slots, outs = walk.grads, chain.acts, chain.slots, chain.outs
     skips, scales, at_a, at_z = bool(chain.branches), False, sent.a, sent.z
-    bp2, bp3, bp4 = ops.bp2_propagate_error, ops.bp3_bias_gradient, ops.bp4_weight_gradient
-    delta, rows = walk.error(top, sent.a.pop(top, None), s.pop())
+    bp3, bp4 = ops.bp3_bias_gradient, ops.bp4_weight_gradient
+    arrived = at_a.pop(top, None), at_z.get(top)
+    delta, rows = walk.error(top, arrived[0], s.pop())
+    theirs = any(delta is one for one in arrived)  # then it may not be written over
+    bp2_last = None if skips or note or at_a or at_z else getattr(ops, "bp2_last", None)
     for l in range(top, 0, -1):
         weight_at, bias_at = slots[l]
         with_a = needs[weight_at]
@@ -220,23 +234,23 @@ def backward_pass(
         if l > lowest and l - 1 in outs:
             below, below_rows, a = walk.propagate_into_branch(l, delta, s_below)
         elif l > lowest:
-            skip = at_a.pop(l - 1, None) if at_a else None
-            skip_z = at_z.pop(l - 1, None) if at_z else None
-            weight = chain.weight(l, tensors) if skips else tensors[weight_at]
-            kept = a_kept.pop(l - 1, None)
-            again = with_a and kept is None
-            below, below_rows, a = bp2(delta, weight, s_below, acts[l - 1], skip, again, skip_z)
-            a, kept = (a if kept is None else kept), None
+            a = a_kept.pop(l - 1, None if acts[l - 1].hides_z else s_below)
+            again = with_a and a is None
+            if bp2_last and not (theirs or again):
+                if with_a:
+                    grads[weight_at] = bp4(delta, a, grads[weight_at])
+                a, weight = None, tensors[weight_at]
+                delta, rows, _ = bp2_last(delta, weight, s_below, acts[l - 1], l == top)
+                continue
+            below, below_rows, of_z = walk.propagate(l, delta, s_below, again)
+            a, of_z = (of_z if again else a), None
         elif with_a:
             a = a_kept[l - 1] if l - 1 in a_kept else ops.output(s_below, acts[l - 1])
-        if note is not None:
-            of_layer = delta * chain.scale(l, tensors) if scales else delta
-            note(weight_at, bias_at, of_layer, a if with_a else None)
-        if scales:
-            walk.scaled_gradients(l, delta, rows, a if with_a else None)
-        elif with_a:
+        if note or scales:
+            walk.tell(note, l, delta, rows, a if with_a else None, scales)
+        if with_a and not scales:
             grads[weight_at] = bp4(delta, a, grads[weight_at])
         if below is None:
             return None, *grads
-        delta, rows = below, below_rows
+        delta, rows, theirs = below, below_rows, False
     return delta, *grads

@@ -1,5 +1,7 @@
 """Products by oneDNN: right, only where they can be, and only where they are faster."""
 
+import contextlib
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -61,14 +63,31 @@ def test_products_err_as_mkl_does(shape, biased, calls):
 def test_a_sum_is_cut_into_blocks(calls):
     """oneDNN's error grows with the terms that it adds up in one row."""
     x, weight, delta = operands((M, K), (N, K), (M, N))
-    products.linear(x, weight, None)
-    assert calls == [((M, 144), (N, 144))] * 2
+    rows = M // 4
+    for made, expected in (
+        (lambda: products.linear(x, weight, None), [((rows, 144), (N, 144))] * 4 * 2),
+        (lambda: products.error_below(delta, weight), [((rows, 160), (K, 160))] * 4 * 2),
+        (lambda: products.weight_gradient(delta, x, None),
+         [((150, 150), (K, 150))] * 2 * 4 + [((20, 150), (K, 150))] * 4),
+    ):  # fmt: skip
+        calls.clear()
+        made()
+        assert calls == expected
+
+
+def test_bp2_over_delta(calls):
+    delta, square, wide, narrow = operands((M, N), (N, N), (N, K), (64, K))
+    for at_peak in (True, False):
+        mine = delta.clone()
+        found = products.error_below_over(mine, square, at_peak)
+        assert found is mine
+        near(found, delta.double() @ square.double(), delta @ square)
     calls.clear()
-    products.error_below(delta, weight)
-    assert calls == [((M, 160), (K, 160))] * 2
-    calls.clear()
-    products.weight_gradient(delta, x, None)
-    assert calls == [((N, 150), (K, 150))] * 4
+    near(products.error_below_over(delta, wide, True), delta.double() @ wide.double(), delta @ wide)
+    assert not calls  # blocks take memory, and a sum of 320 terms is too long for one
+    products.error_below_over(delta, wide, False)
+    products.error_below_over(delta[:, :64].contiguous(), narrow, True)
+    assert calls == [((150, 160), (K, 160))] * 8 + [((M, 64), (K, 64))]
 
 
 def test_what_is_added_to_is_the_result():
@@ -95,8 +114,11 @@ def test_a_chain_uses_it_in_every_product(calls):
     x, w1, b1, w2, b2 = (t.requires_grad_() for t in operands((M, K), (N, K), (N,), (K, N), (K,)))
     leaves = [x, w1, b1, w2, b2]
     found = torch.autograd.grad(mg.mlp(x, [w1, w2], [b1, b2], "silu").square().sum(), leaves)
-    forward_and_bp2, bp4 = 2, 4  # blocks of each product
-    assert len(calls) == 4 * forward_and_bp2 + 2 * bp4
+    shapes = {shape for call in calls for shape in call}
+    assert shapes == {
+        *((M // 4, 144), (N, 144), (M // 4, 160), (K, 160)),  # forward, and BP2 by W^T
+        *((150, 150), (20, 150), (K, 150), (138, 150), (N, 150)),  # BP4
+    }
     double = [leaf.detach().double().requires_grad_() for leaf in leaves]
     z = torch.nn.functional.silu(torch.nn.functional.linear(*double[:3]))
     a = torch.nn.functional.silu(torch.nn.functional.linear(z, *double[3:]))
@@ -154,3 +176,34 @@ def test_the_faster_one_is_found_by_measuring(monkeypatch):
         assert products.onednn_wins.__wrapped__(2) is wins
     monkeypatch.setattr(compat, "onednn_linear", None)
     assert products.onednn_wins.__wrapped__(2) is False
+
+
+@pytest.mark.parametrize("top", ["identity", "relu", "gelu"])
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("more", [None, "skip", "capture"])
+def test_what_arrives_is_not_written_over(more, depth, top, calls, monkeypatch):
+    """BP2 writes over delta, but not where that is the gradient which autograd brought."""
+    x, *params = operands((M, N), *[(N, N), (N,)] * depth)
+    leaves = [leaf.mul_(leaf.shape[-1] ** -0.5).requires_grad_() for leaf in (x, *params)]
+    acts = [*["relu", "gelu"][: depth - 1], top]
+    skips = [mg.Skip(0, depth, "post")] if more == "skip" else []
+
+    def gradients(leaves):
+        a = mg.mlp(leaves[0], leaves[1::2], leaves[2::2], acts, skips=skips)
+        if depth == 1 and not skips:
+            a = mg.linear_act(*leaves, acts[0])
+        torch.manual_seed(1)
+        arrives = torch.randn(a.shape).to(a)
+        before = arrives.clone()
+        found = torch.autograd.grad(a, leaves, arrives)
+        assert torch.equal(arrives, before)
+        return found
+
+    with mg.capture() if more == "capture" else contextlib.nullcontext():
+        found = gradients(leaves)
+    assert calls
+    monkeypatch.setattr(products, "onednn_wins", lambda threads: False)
+    exact = gradients([leaf.detach().double().requires_grad_() for leaf in leaves])
+    for mine, native, right in zip(found, gradients(leaves), exact, strict=True):
+        error, allowed = (mine - right).norm(), (native - right).norm()
+        assert error <= 2 * allowed + torch.finfo(torch.float32).eps * right.norm()
