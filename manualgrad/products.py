@@ -24,6 +24,7 @@ from manualgrad import compat
 LARGE = 1 << 22  # multiplications: below, oneDNN's call costs more than it saves
 TERMS = 192  # of a sum, added up in one row: MKL's own number, and its error
 ROWS, ENTRIES = 128, 1 << 20  # of a result at once: at least, at most; blocks of it are added up
+BLOCK = 1 << 23  # multiplications: smaller blocks take as long as MKL does
 WIDE = 256  # neurons on both sides of a weight: BP4 for fewer is all blocks and little product
 CLEARLY = 1.5  # times as fast, or ATen's it is: blocks cost a third of it, and close calls bits
 
@@ -32,8 +33,9 @@ log = logging.getLogger("manualgrad")
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + b.  x (M, K), weight (N, K), bias (N,) or None."""
-    if _by_onednn(x, weight, x.shape[1]):
-        return _in_blocks(x, weight, bias, examples=x.shape[0])
+    M, K = x.shape
+    if _by_onednn(x, weight, (M, weight.shape[0], K), M):
+        return _in_blocks(x, weight, bias, examples=M)
     if bias is not None and _is_bfloat16(x, weight, bias):
         return _onednn(x, weight, bias)
     return F.linear(x, weight, bias)
@@ -41,24 +43,25 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def error_below(delta: Tensor, weight: Tensor) -> Tensor:
     """delta W, BP2's product.  delta (M, N), weight (N, K)."""
-    if _by_onednn(delta, weight, delta.shape[1]):
-        return _in_blocks(delta, weight.t(), examples=delta.shape[0])
+    M, N = delta.shape
+    if _by_onednn(delta, weight, (M, weight.shape[1], N), M):
+        return _in_blocks(delta, weight.t(), examples=M)
     return delta.mm(weight)
 
 
 def error_below_over(delta: Tensor, weight: Tensor, at_peak: bool) -> Tensor:
     """delta W, written over delta if W is square.  at_peak: else in no memory but the result's."""
-    M, N = delta.shape
-    if not _by_onednn(delta, weight, N) or (at_peak and N > TERMS and weight.shape[1] != N):
+    (M, N), K = delta.shape, weight.shape[1]
+    square = K == N
+    if (at_peak and N > TERMS and not square) or not _by_onednn(delta, weight, (M, K, N), M):
         return delta.mm(weight)
-    over = delta if weight.shape[1] == N else None
-    return _in_blocks(delta, weight.t(), examples=M, result=over)
+    return _in_blocks(delta, weight.t(), examples=M, result=delta if square else None)
 
 
 def weight_gradient(delta: Tensor, a: Tensor, into: Tensor | None) -> Tensor:
     """delta^T a, BP4's product, added to into.  delta (M, N), a (M, K).  Returns (N, K)."""
     M, N, K = *delta.shape, a.shape[1]
-    if min(N, K) >= WIDE and _by_onednn(delta, a, M):
+    if min(N, K) >= WIDE and _by_onednn(delta, a, (N, K, M), M):
         total = _in_blocks(delta.t(), a.t(), examples=M)
         return total if into is None else into.add_(total)
     if into is None and K >= 2 * N and _is_bfloat16(delta, a):
@@ -66,25 +69,30 @@ def weight_gradient(delta: Tensor, a: Tensor, into: Tensor | None) -> Tensor:
     return delta.t().mm(a) if into is None else into.addmm_(delta.t(), a)
 
 
+def _rows_at_once(M: int, N: int, examples: int) -> int:
+    """Of a result (M, N): a quarter of examples, so that blocks take less memory than so many."""
+    return min(M, max(ROWS, min(examples // 4, ENTRIES // max(N, TERMS))))
+
+
 def _in_blocks(
     left: Tensor,
     right: Tensor,
     bias: Tensor | None = None,
-    examples: int = 0,
+    *,
+    examples: int,
     result: Tensor | None = None,
 ) -> Tensor:
     """left right^T + bias by oneDNN, at most TERMS terms in one row, written to result.
 
     left (M, K), right (N, K), each of them contiguous or the transpose of what is. result may be
-    left: rows are read before they are written. examples: a quarter as many rows at a time, so that
-    blocks and their products take less memory than examples rows of the result.
+    left: rows are read before they are written. examples: see _rows_at_once.
     """
     (M, K), N = left.shape, right.shape[0]
     count = -(-K // TERMS)
     if count <= 1:
         return _onednn(left, right, bias)
     right_blocks = [_dense(block) for block in right.tensor_split(count, 1)]
-    rows = max(ROWS, min(examples // 4, ENTRIES // max(N, TERMS)))
+    rows = _rows_at_once(M, N, examples)
     result = left.new_empty(M, N) if result is None else result
     for part, left_rows in zip(result.split(rows), left.split(rows), strict=True):
         left_blocks = left_rows.tensor_split(count, 1)
@@ -104,11 +112,15 @@ def _onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
     return compat.onednn_linear(left, right, bias, "none", [], "")
 
 
-def _by_onednn(left: Tensor, right: Tensor, terms: int) -> bool:
-    """Whether float32 goes to oneDNN here.  Each entry of the product has so many terms."""
+def _by_onednn(left: Tensor, right: Tensor, shape: tuple[int, int, int], examples: int) -> bool:
+    """Whether float32 goes to oneDNN here.  shape: (M, N, K) of (M, K) times (K, N)."""
+    if left.dtype is not torch.float32:
+        return False
+    M, N, K = shape
+    count = max(-(-K // TERMS), 1)
+    rows = M if count == 1 else _rows_at_once(M, N, examples)
     return (
-        left.dtype is torch.float32
-        and left.numel() * right.numel() >= LARGE * max(terms, 1)
+        rows * N * K >= (LARGE if count == 1 else count * BLOCK)
         and _plain(left, right)
         and onednn_wins(torch.get_num_threads())
     )

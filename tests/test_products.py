@@ -28,6 +28,7 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(compat, "onednn_linear", counted)
     monkeypatch.setattr(products, "onednn_wins", lambda threads: True)
+    monkeypatch.setattr(products, "BLOCK", 1 << 20)
     return found
 
 
@@ -140,6 +141,18 @@ def test_what_is_left_to_aten(what, calls):
     else:
         products.error_below(torch.ones(()).expand(M, N), weight)
     assert not calls
+
+
+def test_blocks_that_would_be_small_are_left_to_aten(calls, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(products, "onednn_wins", lambda threads: True)
+    monkeypatch.setattr(products, "_in_blocks", lambda *rest, **more: calls.append(rest))
+    x, weight = operands((512, 256), (256, 256))
+    products.linear(x, weight, None)
+    assert not calls
+    products.linear(x.repeat(4, 1), weight, None)
+    products.linear(*operands((512, 128), (128, 128)), None)
+    assert len(calls) == 2
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")  # torch's remark on its own flags
