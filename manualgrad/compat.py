@@ -93,6 +93,15 @@ def readable(tensor: torch.Tensor) -> bool:
     )
 
 
+def traced_plain(*tensors: torch.Tensor) -> bool:
+    """Tensors as torch.compile traces plain ones: no shards, and no other subclass."""
+    try:
+        from torch._subclasses.functional_tensor import FunctionalTensor
+    except ImportError:
+        return False
+    return all(type(tensor) is FunctionalTensor for tensor in tensors)
+
+
 def release_saved_tensors(ctx) -> None:
     """Let go of ctx's saved tensors now, unless the graph is retained or being traced.
 

@@ -13,7 +13,8 @@ takes up to two fifths of the time, and is slow at delta^T a where a is the wide
 import functools
 import logging
 import time
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ LARGE = 1 << 22  # multiplications: below, oneDNN's call costs more than it save
 TERMS = 192  # of a sum, added up in one row: MKL's own number, and its error
 ROWS, ENTRIES = 128, 1 << 20  # of a result at once: at least, at most; blocks of it are added up
 BLOCK = 1 << 23  # multiplications: smaller blocks take as long as MKL does
+GRAPH = 1 << 25  # multiplications: what a call from a compiled graph has to save
 WIDE = 256  # neurons on both sides of a weight: BP4 for fewer is all blocks and little product
 CLEARLY = 1.5  # times as fast, or ATen's it is: blocks cost a third of it, and close calls bits
 
@@ -34,7 +36,11 @@ log = logging.getLogger("manualgrad")
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + b.  x (M, K), weight (N, K), bias (N,) or None."""
     M, K = x.shape
-    if _by_onednn(x, weight, (M, weight.shape[0], K), M):
+    shape = M, weight.shape[0], K
+    if torch.compiler.is_compiling():
+        whole = _whole(x, weight, shape, M, biased=bias is not None)
+        return (torch.ops.manualgrad.linear.default if whole else F.linear)(x, weight, bias)
+    if _by_onednn(x, weight, shape, M):
         return _in_blocks(x, weight, bias, examples=M)
     if bias is not None and _is_bfloat16(x, weight, bias):
         return _onednn(x, weight, bias)
@@ -44,7 +50,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def error_below(delta: Tensor, weight: Tensor) -> Tensor:
     """delta W, BP2's product.  delta (M, N), weight (N, K)."""
     M, N = delta.shape
-    if _by_onednn(delta, weight, (M, weight.shape[1], N), M):
+    shape = M, weight.shape[1], N
+    if torch.compiler.is_compiling():
+        whole = _whole(delta, weight, shape, M)
+        return (torch.ops.manualgrad.error_below.default if whole else torch.mm)(delta, weight)
+    if _by_onednn(delta, weight, shape, M):
         return _in_blocks(delta, weight.t(), examples=M)
     return delta.mm(weight)
 
@@ -61,10 +71,13 @@ def error_below_over(delta: Tensor, weight: Tensor, at_peak: bool) -> Tensor:
 def weight_gradient(delta: Tensor, a: Tensor, into: Tensor | None) -> Tensor:
     """delta^T a, BP4's product, added to into.  delta (M, N), a (M, K).  Returns (N, K)."""
     M, N, K = *delta.shape, a.shape[1]
-    if min(N, K) >= WIDE and _by_onednn(delta, a, (N, K, M), M):
+    if torch.compiler.is_compiling() and into is None:
+        if _whole(delta, a, (N, K, M), M) and min(N, K) >= WIDE:
+            return torch.ops.manualgrad.weight_gradient.default(delta, a)
+    elif min(N, K) >= WIDE and _by_onednn(delta, a, (N, K, M), M):
         total = _in_blocks(delta.t(), a.t(), examples=M)
         return total if into is None else into.add_(total)
-    if into is None and K >= 2 * N and _is_bfloat16(delta, a):
+    elif into is None and K >= 2 * N and _is_bfloat16(delta, a):
         return a.t().mm(delta).t().contiguous()
     return delta.t().mm(a) if into is None else into.addmm_(delta.t(), a)
 
@@ -114,16 +127,35 @@ def _onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
 
 def _by_onednn(left: Tensor, right: Tensor, shape: tuple[int, int, int], examples: int) -> bool:
     """Whether float32 goes to oneDNN here.  shape: (M, N, K) of (M, K) times (K, N)."""
-    if left.dtype is not torch.float32:
-        return False
-    M, N, K = shape
-    count = max(-(-K // TERMS), 1)
-    rows = M if count == 1 else _rows_at_once(M, N, examples)
     return (
-        rows * N * K >= (LARGE if count == 1 else count * BLOCK)
+        left.dtype is torch.float32
+        and _large(*shape, examples)
         and _plain(left, right)
-        and onednn_wins(torch.get_num_threads())
+        and onednn_wins_here()
     )
+
+
+def _large(M: int, N: int, K: int, examples: int) -> bool:
+    """Whether oneDNN, where it wins, wins at (M, K) times (K, N): its calls have a price."""
+    count = max(-(-K // TERMS), 1)
+    if count == 1:
+        return M * N * K >= LARGE
+    return _rows_at_once(M, N, examples) * N * K >= count * BLOCK
+
+
+def _whole(
+    left: Tensor, right: Tensor, shape: tuple[Any, Any, Any], examples: Any, *, biased: bool = False
+) -> bool:
+    """Whether a graph had better hold this product whole, for us to make: see manualgrad.whole.
+
+    What is not fixed in shape is taken for large. In bfloat16 a bias is what we are faster at.
+    """
+    M, N, K, examples = (s if isinstance(s, int) else ENTRIES for s in (*shape, examples))
+    if left.device.type != "cpu" or not compat.traced_plain(left, right) or M * N * K < GRAPH:
+        return False
+    if left.dtype is torch.bfloat16:
+        return biased and torch.backends.mkldnn.enabled and compat.onednn_has_bfloat16()
+    return left.dtype is torch.float32 and _large(M, N, K, examples) and onednn_wins_here()
 
 
 def _is_bfloat16(*tensors: Tensor) -> bool:
@@ -142,15 +174,20 @@ def _plain(*tensors: Tensor) -> bool:
     )
 
 
+@torch.compiler.assume_constant_result
+def onednn_wins_here() -> bool:
+    """onednn_wins on as many threads as torch uses now; a compiler takes it as it is."""
+    return torch.backends.mkldnn.enabled and onednn_wins(torch.get_num_threads())
+
+
 @functools.cache
 def onednn_wins(threads: int) -> bool:
     """Whether oneDNN is clearly the faster here: measured, a hundredth of a second."""
     if compat.onednn_linear is None:
         return False
-    x = torch.linspace(-1, 1, 1024 * TERMS).view(1024, TERMS)
-    weight = x[:TERMS]
     try:
-        times = _seconds([lambda: F.linear(x, weight), lambda: _onednn(x, weight, None)])
+        with ThreadPoolExecutor(1) as alone:  # where no mode and no tracer looks on
+            times = alone.submit(_seconds).result()
     except RuntimeError:  # a build without it
         return False
     ratio = times[0] / times[1]
@@ -158,12 +195,13 @@ def onednn_wins(threads: int) -> bool:
     return ratio >= CLEARLY
 
 
-def _seconds(steps: list[Callable[[], object]]) -> list[float]:
-    """The least of each, in turn."""
-    least = [float("inf")] * len(steps)
+def _seconds() -> list[float]:
+    """The least time of MKL, and of oneDNN, in turn."""
+    x = torch.linspace(-1, 1, 1024 * TERMS).view(1024, TERMS)
+    weight, least = x[:TERMS], [float("inf")] * 2
     for _ in range(20):
-        for i, step in enumerate(steps):
+        for i, product in enumerate((F.linear, _onednn)):
             start = time.perf_counter()
-            step()
+            product(x, weight, None)
             least[i] = min(least[i], time.perf_counter() - start)
     return least

@@ -31,7 +31,7 @@ LAYERS = [
     {"manualgrad.equations"},
     {"manualgrad.compat", "manualgrad.chain", "manualgrad.listening"},
     {"manualgrad.products"},
-    {"manualgrad.aten", "manualgrad.differentiable", "manualgrad.tuned"},
+    {"manualgrad.aten", "manualgrad.differentiable", "manualgrad.tuned", "manualgrad.whole"},
     {"manualgrad.eligibility", "manualgrad.in_place"},
     {"manualgrad.backends"},
     {"manualgrad.routed", "manualgrad.composite"},

@@ -4,6 +4,8 @@ import contextlib
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 from torch.utils.flop_counter import FlopCounterMode
 
 import manualgrad as mg
@@ -29,6 +31,7 @@ def calls(monkeypatch):
     monkeypatch.setattr(compat, "onednn_linear", counted)
     monkeypatch.setattr(products, "onednn_wins", lambda threads: True)
     monkeypatch.setattr(products, "BLOCK", 1 << 20)
+    monkeypatch.setattr(products, "GRAPH", 1 << 20)
     return found
 
 
@@ -171,7 +174,6 @@ def test_where_nobody_may_look_inside(calls):
         mg.linear_act(x, weight)
     assert counter.get_total_flops() == 2 * M * N * K
     torch.func.vmap(lambda row: mg.linear_act(row, weight))(x[None])
-    torch.compile(mg.linear_act, backend="aot_eager", fullgraph=True)(x, weight)
     assert not calls
 
 
@@ -185,7 +187,7 @@ def test_empty_batches_and_inner_dimensions(calls):
 
 def test_the_faster_one_is_found_by_measuring(monkeypatch):
     for seconds, wins in (([2.0, 1.0], True), ([1.1, 1.0], False), ([1.0, 2.0], False)):
-        monkeypatch.setattr(products, "_seconds", lambda steps, seconds=seconds: seconds)
+        monkeypatch.setattr(products, "_seconds", lambda seconds=seconds: seconds)
         assert products.onednn_wins.__wrapped__(2) is wins
     monkeypatch.setattr(compat, "onednn_linear", None)
     assert products.onednn_wins.__wrapped__(2) is False
@@ -220,3 +222,48 @@ def test_what_arrives_is_not_written_over(more, depth, top, calls, monkeypatch):
     for mine, native, right in zip(found, gradients(leaves), exact, strict=True):
         error, allowed = (mine - right).norm(), (native - right).norm()
         assert error <= 2 * allowed + torch.finfo(torch.float32).eps * right.norm()
+
+
+def graphs_of():
+    """Names of the operators in what torch.compile makes, forward and backward."""
+    torch._dynamo.reset()
+    found = []
+
+    def note(module, inputs):
+        found.extend(str(node.target) for node in module.graph.nodes if node.op == "call_function")
+        return make_boxed_func(module.forward)
+
+    return found, aot_autograd(fw_compiler=note)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("act", ["relu", "gelu"])
+def test_a_compiler_leaves_us_the_products_that_we_make_faster(act, dynamic, calls, monkeypatch):
+    found, backend = graphs_of()
+    step = torch.compile(
+        lambda x, *params: mg.mlp(x, params[::2], params[1::2], act),
+        backend=backend, fullgraph=True,
+    )  # fmt: skip
+    leaves = [t.requires_grad_() for t in operands((M, K), (N, K), (N,), (K, N), (K,))]
+    if dynamic:
+        torch._dynamo.mark_dynamic(leaves[0], 0)
+    compiled = torch.autograd.grad(step(*leaves).sum(), leaves)
+    ours = {name.split(".")[1] for name in found if name.startswith("manualgrad")}
+    assert ours == {"linear", "error_below", "weight_gradient"}
+    assert calls
+    eager = mg.mlp(leaves[0], leaves[1::2], leaves[2::2], act)
+    for mine, expected in zip(compiled, torch.autograd.grad(eager.sum(), leaves), strict=True):
+        assert (mine - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("why", ["slower", "small", "double"])
+def test_a_compiler_sees_inside_the_others(why, calls, monkeypatch):
+    if why == "slower":
+        monkeypatch.setattr(products, "onednn_wins", lambda threads: False)
+    found, backend = graphs_of()
+    x, weight, bias = operands((8 if why == "small" else M, K), (N, K), (N,))
+    if why == "double":
+        x, weight, bias = x.double(), weight.double(), bias.double()
+    torch.compile(lambda *t: mg.linear_act(*t), backend=backend, fullgraph=True)(x, weight, bias)
+    assert found
+    assert not any(name.startswith("manualgrad") for name in found)
