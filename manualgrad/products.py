@@ -174,9 +174,8 @@ def _plain(*tensors: Tensor) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result
 def onednn_wins_here() -> bool:
-    """onednn_wins on as many threads as torch uses now; a compiler takes it as it is."""
+    """onednn_wins on as many threads as torch uses now."""
     return torch.backends.mkldnn.enabled and onednn_wins(torch.get_num_threads())
 
 
