@@ -35,7 +35,7 @@ def bp1_output_error(grad_a: Tensor, s: Tensor, act: Activation) -> tuple[Tensor
     """BP1, over s = z^L.  grad_a, s (M, N).  Returns (delta, rows)."""
     if not (_last(s, act) and grad_a.dtype is s.dtype):
         return aten.bp1_output_error(grad_a, s, act)
-    delta = aten.kernels_of(act)[1](grad_a, s, into=s)
+    delta = aten.kernels_of(act)[1](grad_a, s.detach(), into=s.detach())
     return delta, delta
 
 
@@ -47,7 +47,7 @@ def bp2_propagate_error(delta, weight, s, act, skip=None, with_a=True, skip_z=No
     over = OVER_Z.get(act.name)
     if over is None or not _last(s, act):
         return below, rows, aten.output(s, act)
-    return below, rows, over(s, **dict(act.parameters))
+    return below, rows, over(s.detach(), **dict(act.parameters))
 
 
 def __getattr__(name: str) -> Any:

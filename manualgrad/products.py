@@ -25,7 +25,7 @@ from manualgrad import compat
 LARGE = 1 << 22  # multiplications: below, oneDNN's call costs more than it saves
 TERMS = 192  # of a sum, added up in one row: MKL's own number, and its error
 ROWS, ENTRIES = 128, 1 << 20  # of a result at once: at least, at most; blocks of it are added up
-BLOCK = 1 << 23  # multiplications: smaller blocks take as long as MKL does
+BLOCK = 1 << 23  # multiplications: smaller blocks take as long as MKL does, in BP4 twice as many
 GRAPH = 1 << 25  # multiplications: what a call from a compiled graph has to save
 WIDE = 256  # neurons on both sides of a weight: BP4 for fewer is all blocks and little product
 CLEARLY = 1.5  # times as fast, or ATen's it is: blocks cost a third of it, and close calls bits
@@ -60,12 +60,12 @@ def error_below(delta: Tensor, weight: Tensor) -> Tensor:
 
 
 def error_below_over(delta: Tensor, weight: Tensor, at_peak: bool) -> Tensor:
-    """delta W, written over delta if W is square.  at_peak: else in no memory but the result's."""
+    """delta W, over delta if it fits there.  at_peak: else in no memory but the result's."""
     (M, N), K = delta.shape, weight.shape[1]
-    square = K == N
-    if (at_peak and N > TERMS and not square) or not _by_onednn(delta, weight, (M, K, N), M):
+    if (at_peak and K > N > TERMS) or not _by_onednn(delta, weight, (M, K, N), M):
         return delta.mm(weight)
-    return _in_blocks(delta, weight.t(), examples=M, result=delta if square else None)
+    over = delta if K == N else delta[:, :K] if K < N else None
+    return _in_blocks(delta, weight.t(), examples=M, result=over).contiguous()
 
 
 def weight_gradient(delta: Tensor, a: Tensor, into: Tensor | None) -> Tensor:
@@ -74,7 +74,7 @@ def weight_gradient(delta: Tensor, a: Tensor, into: Tensor | None) -> Tensor:
     if torch.compiler.is_compiling() and into is None:
         if _whole(delta, a, (N, K, M), M) and min(N, K) >= WIDE:
             return torch.ops.manualgrad.weight_gradient.default(delta, a)
-    elif min(N, K) >= WIDE and _by_onednn(delta, a, (N, K, M), M):
+    elif min(N, K) >= WIDE and _by_onednn(delta, a, (N, K, M), M, 1 if M >= 4 * N else 2):
         total = _in_blocks(delta.t(), a.t(), examples=M)
         return total if into is None else into.add_(total)
     elif into is None and K >= 2 * N and _is_bfloat16(delta, a):
@@ -125,22 +125,24 @@ def _onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
     return compat.onednn_linear(left, right, bias, "none", [], "")
 
 
-def _by_onednn(left: Tensor, right: Tensor, shape: tuple[int, int, int], examples: int) -> bool:
+def _by_onednn(
+    left: Tensor, right: Tensor, shape: tuple[int, int, int], examples: int, price: int = 1
+) -> bool:
     """Whether float32 goes to oneDNN here.  shape: (M, N, K) of (M, K) times (K, N)."""
     return (
         left.dtype is torch.float32
-        and _large(*shape, examples)
+        and _large(*shape, examples, price)
         and _plain(left, right)
         and onednn_wins_here()
     )
 
 
-def _large(M: int, N: int, K: int, examples: int) -> bool:
+def _large(M: int, N: int, K: int, examples: int, price: int = 1) -> bool:
     """Whether oneDNN, where it wins, wins at (M, K) times (K, N): its calls have a price."""
     count = max(-(-K // TERMS), 1)
     if count == 1:
         return M * N * K >= LARGE
-    return _rows_at_once(M, N, examples) * N * K >= count * BLOCK
+    return _rows_at_once(M, N, examples) * N * K >= price * count * BLOCK
 
 
 def _whole(

@@ -80,18 +80,23 @@ def test_a_sum_is_cut_into_blocks(calls):
 
 
 def test_bp2_over_delta(calls):
-    delta, square, wide, narrow = operands((M, N), (N, N), (N, K), (64, K))
-    for at_peak in (True, False):
+    delta, square, fewer, more, narrow = operands((M, N), (N, N), (N, K), (N, 400), (64, K))
+
+    def right(weight, at_peak):
         mine = delta.clone()
-        found = products.error_below_over(mine, square, at_peak)
-        assert found is mine
-        near(found, delta.double() @ square.double(), delta @ square)
-    calls.clear()
-    near(products.error_below_over(delta, wide, True), delta.double() @ wide.double(), delta @ wide)
-    assert not calls  # blocks take memory, and a sum of 320 terms is too long for one
-    products.error_below_over(delta, wide, False)
+        found = products.error_below_over(mine, weight, at_peak)
+        near(found, delta.double() @ weight.double(), delta @ weight)
+        assert found.is_contiguous()
+        return found is mine, torch.equal(mine, delta)
+
+    for at_peak in (True, False):
+        assert right(square, at_peak) == (True, False)
+        assert right(fewer, at_peak) == (False, False)  # made there, and copied from there
+        calls.clear()
+        assert right(more, at_peak) == (False, True)
+        assert bool(calls) is not at_peak  # blocks take memory, and 320 terms are too long a row
     products.error_below_over(delta[:, :64].contiguous(), narrow, True)
-    assert calls == [((150, 160), (K, 160))] * 8 + [((M, 64), (K, 64))]
+    assert calls[-1] == ((M, 64), (K, 64))
 
 
 def test_what_is_added_to_is_the_result():
