@@ -28,7 +28,7 @@ ROWS, ENTRIES = 128, 1 << 20  # of a result at once: at least, at most; blocks o
 BLOCK = 1 << 23  # multiplications: smaller blocks take as long as MKL does, in BP4 twice as many
 GRAPH = 1 << 25  # multiplications: what a call from a compiled graph has to save
 WIDE = 256  # neurons on both sides of a weight: BP4 for fewer is all blocks and little product
-CLEARLY = 1.4  # times as fast, or MKL it is: blocks cost a quarter, and close calls other bits
+CLEARLY = 1.25  # times as fast, or MKL it is: blocks cost a quarter, and close calls other bits
 
 log = logging.getLogger("manualgrad")
 
@@ -36,12 +36,12 @@ log = logging.getLogger("manualgrad")
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + b.  x (M, K), weight (N, K), bias (N,) or None."""
     M, K = x.shape
-    shape = M, weight.shape[0], K
+    shape, room = (M, weight.shape[0], K), M  # less than backward will hold
     if torch.compiler.is_compiling():
-        whole = _whole(x, weight, shape, M, biased=bias is not None)
+        whole = _whole(x, weight, shape, room, biased=bias is not None)
         return (torch.ops.manualgrad.linear.default if whole else F.linear)(x, weight, bias)
-    if _by_onednn(x, weight, shape, M):
-        return _in_blocks(x, weight, bias, examples=M)
+    if _by_onednn(x, weight, shape, room):
+        return _in_blocks(x, weight, bias, room=room)
     if bias is not None and _is_bfloat16(x, weight, bias):
         return _onednn(x, weight, bias)
     return F.linear(x, weight, bias)
@@ -55,7 +55,7 @@ def error_below(delta: Tensor, weight: Tensor) -> Tensor:
         whole = _whole(delta, weight, shape, M)
         return (torch.ops.manualgrad.error_below.default if whole else torch.mm)(delta, weight)
     if _by_onednn(delta, weight, shape, M):
-        return _in_blocks(delta, weight.t(), examples=M)
+        return _in_blocks(delta, weight.t(), room=M)
     return delta.mm(weight)
 
 
@@ -65,7 +65,7 @@ def error_below_over(delta: Tensor, weight: Tensor, at_peak: bool) -> Tensor:
     if (at_peak and K > N > TERMS) or not _by_onednn(delta, weight, (M, K, N), M):
         return delta.mm(weight)
     over = delta if K == N else delta[:, :K] if K < N else None
-    return _in_blocks(delta, weight.t(), examples=M, result=over).contiguous()
+    return _in_blocks(delta, weight.t(), room=M, result=over).contiguous()
 
 
 def weight_gradient(delta: Tensor, a: Tensor, into: Tensor | None) -> Tensor:
@@ -75,16 +75,16 @@ def weight_gradient(delta: Tensor, a: Tensor, into: Tensor | None) -> Tensor:
         if _whole(delta, a, (N, K, M), M) and min(N, K) >= WIDE:
             return torch.ops.manualgrad.weight_gradient.default(delta, a)
     elif min(N, K) >= WIDE and _by_onednn(delta, a, (N, K, M), M, 1 if M >= 4 * N else 2):
-        total = _in_blocks(delta.t(), a.t(), examples=M)
+        total = _in_blocks(delta.t(), a.t(), room=M)
         return total if into is None else into.add_(total)
     elif into is None and K >= 2 * N and _is_bfloat16(delta, a):
         return a.t().mm(delta).t().contiguous()
     return delta.t().mm(a) if into is None else into.addmm_(delta.t(), a)
 
 
-def _rows_at_once(M: int, N: int, examples: int) -> int:
-    """Of a result (M, N): a quarter of examples, so that blocks take less memory than so many."""
-    return min(M, max(ROWS, min(examples // 4, ENTRIES // max(N, TERMS))))
+def _rows_at_once(M: int, N: int, room: int) -> int:
+    """Of a result (M, N): a quarter of room, the rows whose memory blocks and sums may take."""
+    return min(M, max(ROWS, min(room // 4, ENTRIES // max(N, TERMS))))
 
 
 def _in_blocks(
@@ -92,28 +92,35 @@ def _in_blocks(
     right: Tensor,
     bias: Tensor | None = None,
     *,
-    examples: int,
+    room: int,
     result: Tensor | None = None,
 ) -> Tensor:
     """left right^T + bias by oneDNN, at most TERMS terms in one row, written to result.
 
     left (M, K), right (N, K), each of them contiguous or the transpose of what is. result may be
-    left: rows are read before they are written. examples: see _rows_at_once.
+    left: rows are read before they are written. room: see _rows_at_once.
     """
     (M, K), N = left.shape, right.shape[0]
     count = -(-K // TERMS)
     if count <= 1:
         return _onednn(left, right, bias)
     right_blocks = [_dense(block) for block in right.tensor_split(count, 1)]
-    rows = _rows_at_once(M, N, examples)
+    rows = _rows_at_once(M, N, room)
+    parts = max(1, (M + rows // 2) // rows)
+    if result is None and parts == 1:
+        return _added_up(left, right_blocks, bias)
     result = left.new_empty(M, N) if result is None else result
-    for part, left_rows in zip(result.split(rows), left.split(rows), strict=True):
-        left_blocks = left_rows.tensor_split(count, 1)
-        total = _onednn(left_blocks[0].contiguous(), right_blocks[0], bias)
-        for block, others in zip(left_blocks[1:], right_blocks[1:], strict=True):
-            total += _onednn(block.contiguous(), others, None)
-        part.copy_(total)
+    for part, some in zip(result.tensor_split(parts), left.tensor_split(parts), strict=True):
+        part.copy_(_added_up(some, right_blocks, bias))
     return result
+
+
+def _added_up(left: Tensor, right_blocks: list[Tensor], bias: Tensor | None) -> Tensor:
+    left_blocks = left.tensor_split(len(right_blocks), 1)
+    total = _onednn(left_blocks[0].contiguous(), right_blocks[0], bias)
+    for block, others in zip(left_blocks[1:], right_blocks[1:], strict=True):
+        total += _onednn(block.contiguous(), others, None)
+    return total
 
 
 def _dense(block: Tensor) -> Tensor:
@@ -126,38 +133,38 @@ def _onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _by_onednn(
-    left: Tensor, right: Tensor, shape: tuple[int, int, int], examples: int, price: int = 1
+    left: Tensor, right: Tensor, shape: tuple[int, int, int], room: int, price: int = 1
 ) -> bool:
     """Whether float32 goes to oneDNN here.  shape: (M, N, K) of (M, K) times (K, N)."""
     return (
         left.dtype is torch.float32
-        and _large(*shape, examples, price)
+        and _large(*shape, room, price)
         and _plain(left, right)
         and onednn_wins_here()
     )
 
 
-def _large(M: int, N: int, K: int, examples: int, price: int = 1) -> bool:
+def _large(M: int, N: int, K: int, room: int, price: int = 1) -> bool:
     """Whether oneDNN, where it wins, wins at (M, K) times (K, N): its calls have a price."""
     count = max(-(-K // TERMS), 1)
     if count == 1:
         return M * N * K >= LARGE
-    return _rows_at_once(M, N, examples) * N * K >= price * count * BLOCK
+    return _rows_at_once(M, N, room) * N * K >= price * count * BLOCK
 
 
 def _whole(
-    left: Tensor, right: Tensor, shape: tuple[Any, Any, Any], examples: Any, *, biased: bool = False
+    left: Tensor, right: Tensor, shape: tuple[Any, Any, Any], room: Any, *, biased: bool = False
 ) -> bool:
     """Whether a graph had better hold this product whole, for us to make: see manualgrad.whole.
 
     What is not fixed in shape is taken for large. In bfloat16 a bias is what we are faster at.
     """
-    M, N, K, examples = (s if isinstance(s, int) else ENTRIES for s in (*shape, examples))
+    M, N, K, room = (s if isinstance(s, int) else ENTRIES for s in (*shape, room))
     if left.device.type != "cpu" or not compat.traced_plain(left, right) or M * N * K < GRAPH:
         return False
     if left.dtype is torch.bfloat16:
         return biased and torch.backends.mkldnn.enabled and compat.onednn_has_bfloat16()
-    return left.dtype is torch.float32 and _large(M, N, K, examples) and onednn_wins_here()
+    return left.dtype is torch.float32 and _large(M, N, K, room) and onednn_wins_here()
 
 
 def _is_bfloat16(*tensors: Tensor) -> bool:
