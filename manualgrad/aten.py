@@ -191,8 +191,8 @@ def linear_act_forward(x, weight, bias, act, skip=None, with_z=False):
 
     skip (M, N) or None. Returns (a, s), or (a, z) if with_z.
     """
-    linear = F.linear if x.numel() < CHECKED else products.linear
-    z, identity = linear(x, weight, bias), act.is_identity
+    small, identity = x.numel() < CHECKED, act.is_identity
+    z = F.linear(x, weight, bias) if small else products.linear(x, weight, bias, identity)
     if type(z) is not torch.Tensor and not (identity and skip is None):
         z = _added_up(z)
     if skip is not None:
@@ -244,14 +244,11 @@ def bp2_propagate_error(delta, weight, s, act, skip=None, with_a=True, skip_z=No
     return below, below, (output(s, act) if with_a else None)
 
 
-def bp2_last(delta, weight, s, act, at_peak):
-    """BP2 over delta^{l+1}, which is the caller's own and nobody reads again, if W is square.
-
-    at_peak: all that the chain keeps is still there; in no memory but the result's.
-    """
+def bp2_frugal(delta, weight, s, act, over, at_peak):
+    """BP2 with an eye on memory: over and at_peak as in products.error_below; no skips, no a^l."""
     if delta.numel() < CHECKED or not compat.readable(delta):
         return bp2_propagate_error(delta, weight, s, act, with_a=False)
-    below = _times_prime(products.error_below_over(delta, weight, at_peak), s, act)
+    below = _times_prime(products.error_below(delta, weight, over, at_peak), s, act)
     return below, below, None
 
 

@@ -90,12 +90,12 @@ class LinearActFunction(Function):
             needs = needs_x, needs_weight, needs_bias
             noting(ctx, needs)(0, 1, delta, x)
         if needs_x:  # the input is its own activation
-            theirs = listening or grad_a is None or delta is grad_a
-            last = None if theirs else getattr(ops, "bp2_last", None)
-            if last is not None:
-                grad_x, _, _ = last(delta, weight, x, IDENTITY, at_peak=True)
-            else:
+            frugal = getattr(ops, "bp2_frugal", None)
+            if frugal is None:
                 grad_x, _, _ = ops.bp2_propagate_error(delta, weight, x, IDENTITY, with_a=False)
+            else:  # delta may be autograd's, or a capture's
+                over = not (listening or grad_a is None or delta is grad_a)
+                grad_x, _, _ = frugal(delta, weight, x, IDENTITY, over, at_peak=True)
         return grad_x, None, grad_weight, grad_bias
 
 

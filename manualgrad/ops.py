@@ -1,4 +1,4 @@
-"""The kernels as torch.library operators: for graphs, transforms and tensors that are not plain.
+"""The kernels as PyTorch operators: for graphs, transforms and tensors that are not plain.
 
 A backend like the others, the five operations under their own names, for tensors that no kernel
 can take as they are. Each operator has a rule for every way in which PyTorch looks at it: fake (its

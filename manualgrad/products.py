@@ -33,39 +33,39 @@ CLEARLY = 1.25  # times as fast, or MKL it is: blocks cost a quarter, and close 
 log = logging.getLogger("manualgrad")
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x W^T + b.  x (M, K), weight (N, K), bias (N,) or None."""
-    M, K = x.shape
-    shape, room = (M, weight.shape[0], K), M  # less than backward will hold
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, alone: bool = False) -> Tensor:
+    """x W^T + b.  x (M, K), weight (N, K), bias (N,) or None.
+
+    alone: no activation follows, so that backward will hold no delta beside what is kept.
+    """
+    (M, K), N = x.shape, weight.shape[0]
+    shape = M, N, K
     if torch.compiler.is_compiling():
-        whole = _whole(x, weight, shape, room, biased=bias is not None)
+        whole = _whole(x, weight, shape, M, biased=bias is not None)
         return (torch.ops.manualgrad.linear.default if whole else F.linear)(x, weight, bias)
-    if _by_onednn(x, weight, shape, room):
-        return _in_blocks(x, weight, bias, room=room)
-    if bias is not None and _is_bfloat16(x, weight, bias):
+    examples = min(M, 4 * M * K // (2 * N + TERMS)) if alone else M
+    if _by_onednn(x, weight, shape, examples):
+        return _in_blocks(x, weight, bias, examples=examples)
+    if bias is not None and _bfloat16_by_onednn(x, weight, bias):
         return _onednn(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
-def error_below(delta: Tensor, weight: Tensor) -> Tensor:
-    """delta W, BP2's product.  delta (M, N), weight (N, K)."""
-    M, N = delta.shape
-    shape = M, weight.shape[1], N
-    if torch.compiler.is_compiling():
-        whole = _whole(delta, weight, shape, M)
-        return (torch.ops.manualgrad.error_below.default if whole else torch.mm)(delta, weight)
-    if _by_onednn(delta, weight, shape, M):
-        return _in_blocks(delta, weight.t(), room=M)
-    return delta.mm(weight)
+def error_below(delta: Tensor, weight: Tensor, over: bool = False, at_peak: bool = False) -> Tensor:
+    """delta W, BP2's product.  delta (M, N), weight (N, K).
 
-
-def error_below_over(delta: Tensor, weight: Tensor, at_peak: bool) -> Tensor:
-    """delta W, over delta if it fits there.  at_peak: else in no memory but the result's."""
+    over: nobody reads delta again, and the result may be written over it. at_peak: nothing that is
+    kept has been given back yet, so that blocks may take no memory but delta's or the result's.
+    """
     (M, N), K = delta.shape, weight.shape[1]
-    if (at_peak and K > N > TERMS) or not _by_onednn(delta, weight, (M, K, N), M):
+    if torch.compiler.is_compiling():
+        whole = _whole(delta, weight, (M, K, N), M)
+        return (torch.ops.manualgrad.error_below.default if whole else torch.mm)(delta, weight)
+    fits = over and K <= N
+    if (at_peak and N > TERMS and not fits) or not _by_onednn(delta, weight, (M, K, N), M):
         return delta.mm(weight)
-    over = delta if K == N else delta[:, :K] if K < N else None
-    return _in_blocks(delta, weight.t(), room=M, result=over).contiguous()
+    result = None if not fits else delta if K == N else delta[:, :K]
+    return _in_blocks(delta, weight.t(), examples=M, result=result).contiguous()
 
 
 def weight_gradient(delta: Tensor, a: Tensor, into: Tensor | None) -> Tensor:
@@ -75,16 +75,16 @@ def weight_gradient(delta: Tensor, a: Tensor, into: Tensor | None) -> Tensor:
         if _whole(delta, a, (N, K, M), M) and min(N, K) >= WIDE:
             return torch.ops.manualgrad.weight_gradient.default(delta, a)
     elif min(N, K) >= WIDE and _by_onednn(delta, a, (N, K, M), M, 1 if M >= 4 * N else 2):
-        total = _in_blocks(delta.t(), a.t(), room=M)
+        total = _in_blocks(delta.t(), a.t(), examples=M)
         return total if into is None else into.add_(total)
-    elif into is None and K >= 2 * N and _is_bfloat16(delta, a):
+    elif into is None and K >= 2 * N and _bfloat16_by_onednn(delta, a):
         return a.t().mm(delta).t().contiguous()
     return delta.t().mm(a) if into is None else into.addmm_(delta.t(), a)
 
 
-def _rows_at_once(M: int, N: int, room: int) -> int:
-    """Of a result (M, N): a quarter of room, the rows whose memory blocks and sums may take."""
-    return min(M, max(ROWS, min(room // 4, ENTRIES // max(N, TERMS))))
+def _rows_at_once(M: int, N: int, examples: int) -> int:
+    """Of a result (M, N).  A quarter of examples: blocks and sums take less memory than so many."""
+    return min(M, max(ROWS, min(examples // 4, ENTRIES // max(N, TERMS))))
 
 
 def _in_blocks(
@@ -92,20 +92,20 @@ def _in_blocks(
     right: Tensor,
     bias: Tensor | None = None,
     *,
-    room: int,
+    examples: int,
     result: Tensor | None = None,
 ) -> Tensor:
     """left right^T + bias by oneDNN, at most TERMS terms in one row, written to result.
 
     left (M, K), right (N, K), each of them contiguous or the transpose of what is. result may be
-    left: rows are read before they are written. room: see _rows_at_once.
+    left, or its first columns: rows are read before they are written.
     """
     (M, K), N = left.shape, right.shape[0]
     count = -(-K // TERMS)
     if count <= 1:
         return _onednn(left, right, bias)
     right_blocks = [_dense(block) for block in right.tensor_split(count, 1)]
-    rows = _rows_at_once(M, N, room)
+    rows = _rows_at_once(M, N, examples)
     parts = max(1, (M + rows // 2) // rows)
     if result is None and parts == 1:
         return _added_up(left, right_blocks, bias)
@@ -133,41 +133,44 @@ def _onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _by_onednn(
-    left: Tensor, right: Tensor, shape: tuple[int, int, int], room: int, price: int = 1
+    left: Tensor, right: Tensor, shape: tuple[int, int, int], examples: int, price: int = 1
 ) -> bool:
-    """Whether float32 goes to oneDNN here.  shape: (M, N, K) of (M, K) times (K, N)."""
+    """Whether float32 goes to oneDNN here.  shape: (M, N, K) of (M, K) times (K, N).
+
+    price: of a block, over that of one whose left factor is not the transpose of what is there.
+    """
     return (
         left.dtype is torch.float32
-        and _large(*shape, room, price)
+        and _large(*shape, examples, price)
         and _plain(left, right)
         and onednn_wins_here()
     )
 
 
-def _large(M: int, N: int, K: int, room: int, price: int = 1) -> bool:
+def _large(M: int, N: int, K: int, examples: int, price: int = 1) -> bool:
     """Whether oneDNN, where it wins, wins at (M, K) times (K, N): its calls have a price."""
     count = max(-(-K // TERMS), 1)
     if count == 1:
         return M * N * K >= LARGE
-    return _rows_at_once(M, N, room) * N * K >= price * count * BLOCK
+    return _rows_at_once(M, N, examples) * N * K >= price * count * BLOCK
 
 
 def _whole(
-    left: Tensor, right: Tensor, shape: tuple[Any, Any, Any], room: Any, *, biased: bool = False
+    left: Tensor, right: Tensor, shape: tuple[Any, Any, Any], examples: Any, *, biased: bool = False
 ) -> bool:
     """Whether a graph had better hold this product whole, for us to make: see manualgrad.whole.
 
     What is not fixed in shape is taken for large. In bfloat16 a bias is what we are faster at.
     """
-    M, N, K, room = (s if isinstance(s, int) else ENTRIES for s in (*shape, room))
+    M, N, K, examples = (s if isinstance(s, int) else ENTRIES for s in (*shape, examples))
     if left.device.type != "cpu" or not compat.traced_plain(left, right) or M * N * K < GRAPH:
         return False
     if left.dtype is torch.bfloat16:
         return biased and torch.backends.mkldnn.enabled and compat.onednn_has_bfloat16()
-    return left.dtype is torch.float32 and _large(M, N, K, room) and onednn_wins_here()
+    return left.dtype is torch.float32 and _large(M, N, K, examples) and onednn_wins_here()
 
 
-def _is_bfloat16(*tensors: Tensor) -> bool:
+def _bfloat16_by_onednn(*tensors: Tensor) -> bool:
     """Whether ATen, too, leaves these to oneDNN."""
     return (
         all(tensor.dtype is torch.bfloat16 for tensor in tensors)

@@ -168,14 +168,6 @@ class Walk:
         grad_a = self.ops.bp2_propagate_error(delta, weight, s_below, IDENTITY, skip, False)[0]
         return *self.error(l - 1, grad_a, s_below), self.a_kept.get(l - 1)
 
-    def tell(self, note: Any, l: int, delta: Tensor, rows: Any, a: Tensor | None, scales: bool):
-        """Notes what layer l's gradients are made of; makes those of a layer that is scaled."""
-        if note is not None:
-            of_layer = delta * self.chain.scale(l, self.tensors) if scales else delta
-            note(*self.chain.slots[l], of_layer, a)
-        if scales:
-            self.scaled_gradients(l, delta, rows, a)
-
     def scaled_gradients(self, l: int, delta: Tensor, rows: Any, a: Tensor | None) -> None:
         """BP3 and BP4 of a branch's layer, whose parameters are scale W and scale b."""
         chain, (weight_at, bias_at) = self.chain, self.chain.slots[l]
@@ -221,7 +213,7 @@ def backward_pass(
     arrived = at_a.pop(top, None), at_z.get(top)
     delta, rows = walk.error(top, arrived[0], s.pop())
     theirs = any(delta is one for one in arrived)  # then it may not be written over
-    bp2_last = None if skips or note or at_a or at_z else getattr(ops, "bp2_last", None)
+    bp2_frugal = None if skips or note or at_a or at_z else getattr(ops, "bp2_frugal", None)
     for l in range(top, 0, -1):
         weight_at, bias_at = slots[l]
         with_a = needs[weight_at]
@@ -236,19 +228,22 @@ def backward_pass(
         elif l > lowest:
             a = a_kept.pop(l - 1, None if acts[l - 1].hides_z else s_below)
             again = with_a and a is None
-            if bp2_last and not (theirs or again):
+            if bp2_frugal and not (theirs or again):
                 if with_a:
                     grads[weight_at] = bp4(delta, a, grads[weight_at])
                 a, weight = None, tensors[weight_at]
-                delta, rows, _ = bp2_last(delta, weight, s_below, acts[l - 1], l == top)
+                delta, rows, _ = bp2_frugal(delta, weight, s_below, acts[l - 1], True, l == top)
                 continue
             below, below_rows, of_z = walk.propagate(l, delta, s_below, again)
             a, of_z = (of_z if again else a), None
         elif with_a:
             a = a_kept[l - 1] if l - 1 in a_kept else ops.output(s_below, acts[l - 1])
-        if note or scales:
-            walk.tell(note, l, delta, rows, a if with_a else None, scales)
-        if with_a and not scales:
+        if note is not None:
+            of_layer = delta * chain.scale(l, tensors) if scales else delta
+            note(weight_at, bias_at, of_layer, a if with_a else None)
+        if scales:
+            walk.scaled_gradients(l, delta, rows, a if with_a else None)
+        elif with_a:
             grads[weight_at] = bp4(delta, a, grads[weight_at])
         if below is None:
             return None, *grads

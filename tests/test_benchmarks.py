@@ -44,10 +44,12 @@ def test_a_chain_never_holds_more_than_eager():
     assert line[:4] == ["GELU", "65536", "64", "4"]
 
 
-def test_a_layer_never_holds_more_than_eager():
-    eager = torch.nn.Sequential(torch.nn.Linear(256, 256), torch.nn.GELU())
-    ours = mg.nn.Linear(256, 256, activation="gelu")
-    x, grad = torch.randn(1024, 256, requires_grad=True), torch.ones(1024, 256)
+@pytest.mark.parametrize("sizes", [(256, 256), (512, 2048), (1024, 256)])
+@pytest.mark.parametrize("act", [torch.nn.GELU, torch.nn.ReLU, torch.nn.Identity])
+def test_a_layer_never_holds_more_than_eager(act, sizes):
+    eager = torch.nn.Sequential(torch.nn.Linear(*sizes), act())
+    ours = mg.nn.Linear(*sizes, activation=act.__name__.lower())
+    x, grad = torch.randn(1024, sizes[0], requires_grad=True), torch.ones(1024, sizes[1])
 
     def both(net):
         net(x).backward(grad)

@@ -84,7 +84,7 @@ def test_bp2_over_delta(calls):
 
     def right(weight, at_peak):
         mine = delta.clone()
-        found = products.error_below_over(mine, weight, at_peak)
+        found = products.error_below(mine, weight, True, at_peak)
         near(found, delta.double() @ weight.double(), delta @ weight)
         assert found.is_contiguous()
         return found is mine, torch.equal(mine, delta)
@@ -95,7 +95,7 @@ def test_bp2_over_delta(calls):
         calls.clear()
         assert right(more, at_peak) == (False, True)
         assert bool(calls) is not at_peak  # blocks take memory, and 320 terms are too long a row
-    products.error_below_over(delta[:, :64].contiguous(), narrow, True)
+    products.error_below(delta[:, :64].contiguous(), narrow, True, True)
     assert calls[-1] == ((M, 64), (K, 64))
 
 
@@ -219,9 +219,11 @@ def test_what_arrives_is_not_written_over(more, depth, top, calls, monkeypatch):
         assert torch.equal(arrives, before)
         return found
 
-    with mg.capture() if more == "capture" else contextlib.nullcontext():
+    with mg.capture() if more == "capture" else contextlib.nullcontext() as cap:
         found = gradients(leaves)
-    assert calls
+    for use, grad in zip(cap.layers if cap else [], found[2::2], strict=more == "capture"):
+        assert torch.equal(use.delta.sum(0), grad)  # what it holds is not written over either
+    assert calls or (depth, top) == (1, "identity")
     monkeypatch.setattr(products, "onednn_wins", lambda threads: False)
     exact = gradients([leaf.detach().double().requires_grad_() for leaf in leaves])
     for mine, native, right in zip(found, gradients(leaves), exact, strict=True):
@@ -243,7 +245,7 @@ def graphs_of():
 
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("act", ["relu", "gelu"])
-def test_a_compiler_leaves_us_the_products_that_we_make_faster(act, dynamic, calls, monkeypatch):
+def test_a_compiler_leaves_us_the_products_that_we_make_faster(act, dynamic, calls):
     found, backend = graphs_of()
     step = torch.compile(
         lambda x, *params: mg.mlp(x, params[::2], params[1::2], act),
