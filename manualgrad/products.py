@@ -43,8 +43,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, alone: bool = False) 
     if torch.compiler.is_compiling():
         whole = _whole(x, weight, shape, M, biased=bias is not None)
         return (torch.ops.manualgrad.linear.default if whole else F.linear)(x, weight, bias)
-    examples = min(M, 4 * M * K // (2 * N + TERMS)) if alone else M
-    if _by_onednn(x, weight, shape, examples):
+    examples = min(M, 3 * M * K // (2 * N + TERMS)) if alone else M  # beside a copy of weight
+    room = not alone or K <= TERMS or examples >= 4 * ROWS
+    if room and _by_onednn(x, weight, shape, examples):
         return _in_blocks(x, weight, bias, examples=examples)
     if bias is not None and _bfloat16_by_onednn(x, weight, bias):
         return _onednn(x, weight, bias)
