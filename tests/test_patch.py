@@ -217,11 +217,12 @@ def test_nothing_else_of_the_model_or_the_process_changes():
 def test_two_threads_patch_two_models():
     nets = [nn.Sequential(chain(), Mlp(), chain(nn.Tanh)) for _ in range(2)]
     reports = [None, None]
+    examples = [inputs() for _ in range(2)]  # drawn beside a comparison they would move its dropout
 
     def work(i):
         for _ in range(3):
             mg.unpatch(nets[i])
-            reports[i] = mg.patch(nets[i], inputs())
+            reports[i] = mg.patch(nets[i], examples[i])
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
     for thread in threads:

@@ -36,7 +36,9 @@ def patch(
         from the structure is fused: neighbours in torch.nn.Sequential, and what the source of a
         class shows (as in timm, torchvision, Hugging Face, torch.nn.TransformerEncoderLayer). With
         them, one run is observed, which finds pairs in any code; then outputs and gradients are
-        compared with those before, and what differs is undone and reported.
+        compared with those before, and what differs is undone and reported. Where the model draws
+        random numbers, no other thread may draw from the same generator meanwhile: dropout would
+        differ, and all be refused.
     include, exclude: patterns of paths, as in fnmatch, or a function of (path, module); a pattern
         that matches a module matches all that is in it.
 
