@@ -43,13 +43,12 @@ def _prime(backward: Any, call: Callable) -> Callable:
 
     call(kernel, adjoint, s, **parameters): the kernel with its arguments in their order.
     """
-    in_place = "grad_input" in backward.overloads()
+    fresh, over = backward.default, getattr(backward, "grad_input", None)
 
     def times_prime(v, s, into=None, **parameters):
-        kernel = backward.default
-        if into is not None and in_place:
-            kernel = functools.partial(backward.grad_input, grad_input=into)
-        return call(kernel, v, s, **parameters)
+        if into is None or over is None:
+            return call(fresh, v, s, **parameters)
+        return call(functools.partial(over, grad_input=into), v, s, **parameters)
 
     return times_prime
 
@@ -191,8 +190,11 @@ def linear_act_forward(x, weight, bias, act, skip=None, with_z=False):
 
     skip (M, N) or None. Returns (a, s), or (a, z) if with_z.
     """
-    small, identity = x.numel() < CHECKED, act.is_identity
-    z = F.linear(x, weight, bias) if small else products.linear(x, weight, bias, identity)
+    identity = act.is_identity
+    if x.numel() < CHECKED:
+        z = F.linear(x, weight, bias)
+    else:
+        z = products.linear(x, weight, bias, identity)
     if type(z) is not torch.Tensor and not (identity and skip is None):
         z = _added_up(z)
     if skip is not None:
@@ -238,7 +240,9 @@ def bp2_propagate_error(delta, weight, s, act, skip=None, with_a=True, skip_z=No
     """BP2: delta^l = (delta^{l+1} W^{l+1}) * sigma'(z^l).  Returns (delta^l, rows, a^l)."""
     small = delta.numel() < CHECKED
     adjoint = delta.mm(weight) if small else products.error_below(delta, weight)
-    below = _times_prime(adjoint if skip is None else _plus(adjoint, skip), s, act)
+    if skip is not None:
+        adjoint = _plus(adjoint, skip)
+    below = _times_prime(adjoint, s, act)
     if skip_z is not None:
         below = _plus(below, skip_z)
     return below, below, (output(s, act) if with_a else None)
@@ -256,14 +260,15 @@ def _times_prime(adjoint, s, act):
     """The adjoint of a^l times sigma'(z^l), over the former where it is large."""
     if act.is_identity:
         return adjoint
-    # large results are worth their memory: new pages cost more than a pass
-    into = adjoint if adjoint.numel() >= CHECKED and compat.readable(adjoint) else None
-    return kernels_of(act)[1](adjoint, s, into=into)
+    times_prime = kernels_of(act)[1]
+    if adjoint.numel() < CHECKED or not compat.readable(adjoint):
+        return times_prime(adjoint, s)
+    return times_prime(adjoint, s, into=adjoint)  # new pages cost more than a pass
 
 
 def bp3_bias_gradient(rows, dtype=None):
     """BP3: grad_b C = sum over examples of delta.  rows (any, N).  Returns (N,) in dtype."""
-    return rows.sum(0) if dtype is rows.dtype else rows.sum(0, dtype=dtype)
+    return rows.sum(0) if dtype is None or dtype is rows.dtype else rows.sum(0, dtype=dtype)
 
 
 def bp4_weight_gradient(delta, x, into=None):

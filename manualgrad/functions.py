@@ -12,7 +12,7 @@ those with recompute, and narrow ones on a GPU. A graph that torch.compile trace
 derivatives: what it sends to a hidden s^l is zero, and ctx.traced says to leave that out.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, cast
 
@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from manualgrad import aten, backends, compat, composite, equations, in_place, narrow, tiling
+from manualgrad import aten, compat, composite, equations, gates, in_place, narrow, small, tiling
 from manualgrad import ops as operators
 from manualgrad.activations import Activation
 from manualgrad.chain import Chain, merged, shares
 from manualgrad.differentiable import differentiable
+from manualgrad.front_door import front_door, without_prologue
 from manualgrad.keeping import kept_for_backward, unpacked
 from manualgrad.listening import active as listening
 from manualgrad.listening import noting
@@ -128,50 +129,112 @@ class MLPFunction(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_a: Tensor | None, *grad_hidden: Tensor | None):
+        return _chain_backward(ctx, ctx.chain, grad_a, grad_hidden)
+
+
+def _chain_backward(ctx: Any, chain: Chain, grad_a: Any, grad_hidden: Any, inputs: Any = None):
+    """MLPFunction's backward. inputs: x and the tensors, where ctx did not keep them so."""
+    if compat.any_autocast() and compat.autocast_dtype(ctx.device) is not None:
+        with without_autocast(ctx):
+            return _chain_backward(ctx, chain, grad_a, grad_hidden, inputs)
+    recompute = chain.recompute
+    needs_x, _, *needs = ctx.needs_input_grad
+    sent = Adjoints(chain, grad_a, grad_hidden)
+    top = sent.highest()  # above, nothing was used but by a derivative of a derivative
+    if top == 0 or top < chain.lowest(needs_x, needs):
+        return (None,) * (2 + len(needs))
+    saved = list(inputs or ctx.saved_tensors)
+    compat.release_saved_tensors(ctx)
+    differentiated = _to_be_differentiated()
+    if ctx.finite and not (differentiated or torch.compiler.is_compiling()):
+        chain = chain.but(acts=chain.acts_if_finite, acts_if_finite=None)
+    listened = listening and not compat.transforms_active()
+    if not (listened or differentiated):  # else the layers are walked one by one
+        adjoint, all_needs = cast(Tensor, grad_a), (needs_x, *needs)
+        if chain.rows and tiling.takes(grad_a, grad_hidden):
+            grad_x, *grads = tiling.backward(chain, saved, all_needs, adjoint)
+            return grad_x, None, *grads
+        if chain.narrow and narrow.takes(grad_a):
+            grad_x, *grads = narrow.backward(chain, saved, all_needs, adjoint)
+            return grad_x, None, *grads
+    if chain.recompute:
+        chain = chain.but(recompute=False, narrow=False)
+        x, *tensors = saved
+        again = _mlp if differentiated else MLPFunction.forward
+        output = again(x, chain, *tensors)
+        saved = kept_for_backward(chain, x, tensors, output, (needs_x, *needs))
+        del x, tensors, output
+    tensors, s, a_kept = unpacked(chain, saved, len(needs))
+    del saved, s[top + 1 :]
+    ops: ModuleType = equations
+    if differentiated:
+        chain = chain.but(acts=tuple(map(differentiable, chain.acts)))
+    else:
+        ops = backend_for(cast(Tensor, s[top]) if grad_a is None else grad_a)
+        if ops is aten and (ctx.untouched or recompute):
+            ops = in_place
+    note = noting(ctx, (needs_x, *needs)) if listened else None
+    grad_x, *grads = backward_pass(ops, chain, tensors, s, a_kept, (needs_x, *needs), sent, note)
+    return grad_x, None, *grads
+
+
+class SmallMLPFunction(Function):
+    """MLPFunction for what manualgrad.small takes: what backward wants is kept, but is no output.
+
+    It is computed again for gradients of gradients, tracers, and whoever listens to single layers.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, chain: Chain, *tensors: Any) -> tuple[Tensor]:
+        """x (M, K); tensors W1 (N1, K), b1 (N1,) or None, ...  Returns (a^L,)."""
+        (beside, if_finite), weights, biases = gates.about(chain.acts), tensors[::2], tensors[1::2]
+        acts = if_finite or chain.acts
+        a, s = small.forward(acts, x, weights, biases)
+        if if_finite and not aten.finite(a[-1]):
+            acts = chain.acts
+            a, s = small.forward(acts, x, weights, biases)
+        kept: list[Tensor | None] = [*s[:-1], None if acts[-1].is_identity else s[-1]]
+        ctx.chain, ctx.acts, ctx.beside, ctx.device = chain, acts, beside, x.device
+        ctx.finite = ctx.untouched = False
+        ctx.tensors, ctx.versions = tensors, _versions(tensors)
+        ctx.set_materialize_grads(False)
+        first = weights[0] if ctx.needs_input_grad[0] else None
+        ctx.save_for_backward(*kept, first, *weights[1:], *[a[l] for l in beside])
+        return (a[-1],)
+
+    @staticmethod
+    def backward(ctx: Any, grad_a: Tensor | None):
         if compat.any_autocast() and compat.autocast_dtype(ctx.device) is not None:
             with without_autocast(ctx):
-                return MLPFunction.backward(ctx, grad_a, *grad_hidden)
-        chain: Chain = ctx.chain
+                return SmallMLPFunction.backward(ctx, grad_a)
+        if grad_a is None:
+            return (None,) * len(ctx.needs_input_grad)
+        chain, saved = ctx.chain, ctx.saved_tensors
+        depth = chain.depth
+        s = saved[: depth + 1]
+        if torch.is_grad_enabled() or listening or torch.compiler.is_compiling():
+            if _versions(ctx.tensors) != ctx.versions:
+                raise RuntimeError(MODIFIED)
+            small.gradients_were_differentiated |= _to_be_differentiated()
+            inputs = s[0], *ctx.tensors
+            return _chain_backward(ctx, chain.but(recompute=True), grad_a, (), inputs)
+        a = list(s)
+        for l, a_beside in zip(ctx.beside, saved[2 * depth + 1 :], strict=True):
+            a[l] = a_beside
         needs_x, _, *needs = ctx.needs_input_grad
-        sent = Adjoints(chain, grad_a, grad_hidden)
-        top = sent.highest()  # above, nothing was used but by a derivative of a derivative
-        if top == 0 or top < chain.lowest(needs_x, needs):
-            return (None,) * (2 + len(needs))
-        saved = list(ctx.saved_tensors)
-        compat.release_saved_tensors(ctx)
-        differentiated = _to_be_differentiated()
-        if ctx.finite and not (differentiated or torch.compiler.is_compiling()):
-            chain = chain.but(acts=chain.acts_if_finite, acts_if_finite=None)
-        listened = listening and not compat.transforms_active()
-        if not (listened or differentiated):  # else the layers are walked one by one
-            adjoint, all_needs = cast(Tensor, grad_a), (needs_x, *needs)
-            if chain.rows and tiling.takes(grad_a, grad_hidden):
-                grad_x, *grads = tiling.backward(chain, saved, all_needs, adjoint)
-                return grad_x, None, *grads
-            if chain.narrow and narrow.takes(grad_a):
-                grad_x, *grads = narrow.backward(chain, saved, all_needs, adjoint)
-                return grad_x, None, *grads
-        if chain.recompute:
-            chain = chain.but(recompute=False, narrow=False)
-            x, *tensors = saved
-            again = _mlp if differentiated else MLPFunction.forward
-            output = again(x, chain, *tensors)
-            saved = kept_for_backward(chain, x, tensors, output, (needs_x, *needs))
-            del x, tensors, output
-        tensors, s, a_kept = unpacked(chain, saved, len(needs))
-        del saved, s[top + 1 :]
-        ops: ModuleType = equations
-        if differentiated:
-            chain = chain.but(acts=tuple(map(differentiable, chain.acts)))
-        else:
-            ops = backend_for(cast(Tensor, s[top]) if grad_a is None else grad_a)
-            if ops is aten and (ctx.untouched or ctx.chain.recompute):
-                ops = in_place
-        note = noting(ctx, (needs_x, *needs)) if listened else None
-        grad_x, *grads = backward_pass(
-            ops, chain, tensors, s, a_kept, (needs_x, *needs), sent, note
-        )
+        weights = saved[depth + 1 : 2 * depth + 1]
+        grad_x, *grads = small.backward(ctx.acts, weights, a, s, (needs_x, *needs), grad_a)
         return grad_x, None, *grads
+
+
+MODIFIED = (
+    "manualgrad.mlp: a weight or a bias was modified by an inplace operation between the forward "
+    "pass and a gradient of a gradient, which needs it as it was"
+)
+
+
+def _versions(tensors: Sequence[Tensor | None]) -> list[int]:
+    return [tensor._version for tensor in tensors if tensor is not None]
 
 
 def walked_forward(
@@ -193,40 +256,12 @@ def _to_be_differentiated() -> bool:
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-def front_door(
-    function: type[Function],
-    composite: Callable[..., Any],
-    in_graphs: Callable[..., Any] | None = None,
-) -> Callable[..., Any]:
-    """function.apply, in the form that is sound where it is called.
-
-    composite computes the same in PyTorch's own operations: for forward mode, wherever PyTorch
-    gets a Function wrong, and for graphs under backend("torch"). in_graphs: what other graphs, of
-    torch.compile and torch.export, hold instead of the Function; it must bring its own backward.
-
-    Otherwise apply's Python prologue, a call of inspect.signature, is left out, but for torch.func,
-    which needs it.
-    """
-    directly: Callable[..., Any] = getattr(super(Function, function), "apply")  # noqa: B009
-
-    def apply(*inputs):
-        compiling, transforms = torch.compiler.is_compiling(), compat.transforms_active()
-        if compat.forward_mode() or (compiling and transforms) or compat.tracing_by_jit():
-            return composite(*inputs)
-        if compiling and in_graphs:
-            return (composite if backends.mode() == "torch" else in_graphs)(*inputs)
-        if compiling and torch.compiler.is_exporting():  # it would lose a Function's backward
-            return composite(*inputs)
-        return (function.apply if compiling or transforms else directly)(*inputs)
-
-    return apply
-
-
 operators.register_autograd(LinearActFunction)
 
 # (x, act, weight, bias) -> (a, hidden z if any);  (x, chain, W1, b1, ...) -> (a^L, hidden ones)
 linear_act = front_door(LinearActFunction, composite.linear_act, LinearActFunction.forward)
 _mlp = front_door(MLPFunction, composite.mlp, MLPFunction.forward)
+_small_mlp = without_prologue(SmallMLPFunction)
 
 
 def mlp(x: Tensor, chain: Chain, *tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -235,8 +270,11 @@ def mlp(x: Tensor, chain: Chain, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         # operators know no skips: PyTorch differentiates those itself
         return (composite.mlp if chain.branches else _mlp)(x, chain, *tensors)
     if not compat.transforms_active():
+        watched = compat.forward_mode() or compat.tracing_by_jit()
+        derived = watched or torch.is_grad_enabled()
+        if derived and not watched and small.takes(chain, x, tensors) and not shares(tensors):
+            return _small_mlp(x, chain, *tensors)
         chain = narrow.prepared(tiling.prepared(chain, x, tensors), x, tensors)
-        derived = torch.is_grad_enabled() or compat.forward_mode() or compat.tracing_by_jit()
         if not derived:  # nobody will read what is kept
             return walked_forward(chain, x, tensors, hidden=False)
         if shares(tensors):

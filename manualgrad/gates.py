@@ -28,7 +28,7 @@ Acts = tuple[Activation, ...]
 
 
 @functools.lru_cache(maxsize=256)
-def _about(acts: Acts) -> tuple[frozenset[int], Acts | None]:
+def about(acts: Acts) -> tuple[frozenset[int], Acts | None]:
     """(the hidden layers with gates, the acts for finite z); None where other acts are between."""
     gates = frozenset(l for l in range(1, len(acts) - 1) if acts[l].hides_z)
     if_finite = tuple(map(aten.of_finite_z, acts))
@@ -38,7 +38,7 @@ def _about(acts: Acts) -> tuple[frozenset[int], Acts | None]:
 
 def chosen(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> tuple[frozenset[int], Acts | None]:
     """(the layers whose a^l is kept beside z^l, acts to try as if no z were infinite)."""
-    gates, if_finite = _about(chain.acts)
+    gates, if_finite = about(chain.acts)
     if not (gates or if_finite) or not plain_on_cpu(x, tensors):
         return frozenset(), None
     widths = [tensors[weight_at].shape[0] for weight_at, _ in chain.slots[1:]]
@@ -63,4 +63,4 @@ def walked(
 
 def all_beside(chain: Chain) -> frozenset[int]:
     """The layers whose a^l can be kept beside z^l."""
-    return _about(chain.acts)[0] - chain.outs
+    return about(chain.acts)[0] - chain.outs

@@ -6,9 +6,14 @@
 import pytest
 import torch
 
+from manualgrad import small
 from manualgrad.activations import ACTIVATIONS
 
 torch.set_num_threads(1)
+# whose chains, small as a test's are, go the way of large ones too
+BOTH_WAYS = {f"test_{what}" for what in (
+    "composition", "gradients", "hazards", "modules", "numeric", "precision", "shared_parameters"
+)}  # fmt: skip
 
 
 def pytest_addoption(parser):
@@ -28,6 +33,11 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
 
 
+def pytest_generate_tests(metafunc):
+    if metafunc.module.__name__ in BOTH_WAYS:
+        metafunc.parametrize("chains", ["small", "large"], indirect=True)
+
+
 @pytest.fixture(scope="session")
 def exhaustive(request):
     return request.config.getoption("exhaustive")
@@ -40,6 +50,19 @@ def _reproducible():
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def chains(request, monkeypatch):
+    """Chains that are small go their own way, manualgrad.small; with "large", none is."""
+    monkeypatch.setattr(small, "gradients_were_differentiated", False)
+    if getattr(request, "param", "small") == "large":
+        monkeypatch.setattr(small, "ENTRIES", 0)
+
+
+@pytest.fixture
+def not_small(monkeypatch):
+    monkeypatch.setattr(small, "ENTRIES", 0)
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ def test_peers_take_part_where_they_are_installed(monkeypatch):
 @pytest.mark.parametrize(
     ("act", "most", "eager", "ours"), [("relu", 0, 3, 3), ("gelu", 0, 4, 3), ("gelu", 9999, 4, 4)]
 )
-def test_saved_bytes_of_a_known_chain_are_exact(act, most, eager, ours, monkeypatch):
+def test_saved_bytes_of_a_known_chain_are_exact(act, most, eager, ours, monkeypatch, not_small):
     """x, a1, a2; x, z1, a1, z2 and x, z1, z2, unless there is memory for a1."""
     monkeypatch.setattr(gates, "MORE", most)
     problem = problems.chain(64, [4, 4, 4], act, torch.float32, "cpu")

@@ -109,7 +109,7 @@ def test_saved_bytes_are_one_tensor_per_layer_and_the_input(act, units):
     assert saved_bytes(lambda: net(x)) == everything + x.nbytes
 
 
-def test_only_what_the_gradients_asked_for_need_is_kept(monkeypatch):
+def test_only_what_the_gradients_asked_for_need_is_kept(monkeypatch, not_small):
     monkeypatch.setattr(gates, "MORE", 0)  # else so narrow a chain keeps a beside z
     x, w = torch.randn(64, 8), [torch.randn(8, 8, requires_grad=True) for _ in range(3)]
     activation = x.nbytes
@@ -139,7 +139,7 @@ def test_a_narrow_chain_keeps_a_beside_z_where_it_is_read():
         assert saved_bytes(run) == 0
 
 
-def test_saved_tensors_are_released_layer_by_layer(monkeypatch):
+def test_saved_tensors_are_released_layer_by_layer(monkeypatch, not_small):
     kept, alive = [], []
 
     def forward(x, weight, bias, act):

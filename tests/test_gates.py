@@ -22,7 +22,7 @@ def kept(request, monkeypatch):
 
 
 @pytest.fixture
-def walks(monkeypatch):
+def walks(monkeypatch, not_small):
     """The activations of each forward walk."""
     found, forward_pass = [], gates.forward_pass
 

@@ -39,7 +39,7 @@ LAYERS = [
     {"manualgrad.keeping", "manualgrad.operands"},
     {"manualgrad.walks"},
     {"manualgrad.gates"},
-    {"manualgrad.tiling", "manualgrad.narrow"},
+    {"manualgrad.tiling", "manualgrad.narrow", "manualgrad.small", "manualgrad.front_door"},
     {"manualgrad.functions"},
     {"manualgrad.functional", "manualgrad.losses", "manualgrad.capture"},
     {"manualgrad.explanation", "manualgrad.dag"},

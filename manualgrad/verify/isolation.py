@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from manualgrad import small
 from manualgrad.verify.reach import reached
 
 MEMORY: Any = torch.utils.deterministic
@@ -20,10 +21,12 @@ MEMORY: Any = torch.utils.deterministic
 def undisturbed() -> Iterator[None]:
     """Generators, default dtype and modes are the caller's again on the way out.
 
-    Inside, gradients are on, autocast is off and warnings are silent, wherever the caller stands.
+    Inside, gradients are on, autocast is off and warnings are silent, wherever the caller stands,
+    and chains go the way that they go in a new process.
     """
     numpy = sys.modules.get("numpy")
     states = random.getstate(), numpy.random.get_state() if numpy else None
+    differentiated, small.gradients_were_differentiated = small.gradients_were_differentiated, False
     dtype = torch.get_default_dtype()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with contextlib.ExitStack() as stack:
@@ -44,6 +47,7 @@ def undisturbed() -> Iterator[None]:
             if numpy:
                 numpy.random.set_state(states[1])
             torch.set_default_dtype(dtype)
+            small.gradients_were_differentiated = differentiated
 
 
 @contextlib.contextmanager
