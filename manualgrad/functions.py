@@ -60,7 +60,7 @@ class LinearActFunction(Function):
     @staticmethod
     def backward(ctx: Any, grad_a: Tensor | None, grad_z: Tensor | None = None):
         if compat.any_autocast() and compat.autocast_dtype(ctx.device) is not None:
-            with without_autocast(ctx):
+            with without_autocast(ctx.device):
                 return LinearActFunction.backward(ctx, grad_a, grad_z)
         if ctx.traced:
             grad_z = None
@@ -129,14 +129,14 @@ class MLPFunction(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_a: Tensor | None, *grad_hidden: Tensor | None):
+        if compat.any_autocast() and compat.autocast_dtype(ctx.device) is not None:
+            with without_autocast(ctx.device):
+                return MLPFunction.backward(ctx, grad_a, *grad_hidden)
         return _chain_backward(ctx, ctx.chain, grad_a, grad_hidden)
 
 
 def _chain_backward(ctx: Any, chain: Chain, grad_a: Any, grad_hidden: Any, inputs: Any = None):
     """MLPFunction's backward. inputs: x and the tensors, where ctx did not keep them so."""
-    if compat.any_autocast() and compat.autocast_dtype(ctx.device) is not None:
-        with without_autocast(ctx):
-            return _chain_backward(ctx, chain, grad_a, grad_hidden, inputs)
     recompute = chain.recompute
     needs_x, _, *needs = ctx.needs_input_grad
     sent = Adjoints(chain, grad_a, grad_hidden)
@@ -146,7 +146,7 @@ def _chain_backward(ctx: Any, chain: Chain, grad_a: Any, grad_hidden: Any, input
     saved = list(inputs or ctx.saved_tensors)
     compat.release_saved_tensors(ctx)
     differentiated = _to_be_differentiated()
-    if ctx.finite and not (differentiated or torch.compiler.is_compiling()):
+    if inputs is None and ctx.finite and not (differentiated or torch.compiler.is_compiling()):
         chain = chain.but(acts=chain.acts_if_finite, acts_if_finite=None)
     listened = listening and not compat.transforms_active()
     if not (listened or differentiated):  # else the layers are walked one by one
@@ -171,7 +171,7 @@ def _chain_backward(ctx: Any, chain: Chain, grad_a: Any, grad_hidden: Any, input
         chain = chain.but(acts=tuple(map(differentiable, chain.acts)))
     else:
         ops = backend_for(cast(Tensor, s[top]) if grad_a is None else grad_a)
-        if ops is aten and (ctx.untouched or recompute):
+        if ops is aten and (recompute or ctx.untouched):
             ops = in_place
     note = noting(ctx, (needs_x, *needs)) if listened else None
     grad_x, *grads = backward_pass(ops, chain, tensors, s, a_kept, (needs_x, *needs), sent, note)
@@ -187,29 +187,30 @@ class SmallMLPFunction(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, chain: Chain, *tensors: Any) -> tuple[Tensor]:
         """x (M, K); tensors W1 (N1, K), b1 (N1,) or None, ...  Returns (a^L,)."""
-        (beside, if_finite), weights, biases = gates.about(chain.acts), tensors[::2], tensors[1::2]
+        beside, if_finite = gates.about(chain.acts)
         acts = if_finite or chain.acts
-        a, s = small.forward(acts, x, weights, biases)
+        a, s = small.forward(acts, x, tensors)
         if if_finite and not aten.finite(a[-1]):
             acts = chain.acts
-            a, s = small.forward(acts, x, weights, biases)
-        kept: list[Tensor | None] = [*s[:-1], None if acts[-1].is_identity else s[-1]]
-        ctx.chain, ctx.acts, ctx.beside, ctx.device = chain, acts, beside, x.device
-        ctx.finite = ctx.untouched = False
-        ctx.tensors, ctx.versions = tensors, _versions(tensors)
+            a, s = small.forward(acts, x, tensors)
+        s_top = None if acts[-1].is_identity else s.pop()
+        first = tensors[0] if ctx.needs_input_grad[0] else None
+        ctx.chain, ctx.acts, ctx.beside, ctx.tensors = chain, acts, beside, tensors
+        ctx.versions = _versions(tensors)
         ctx.set_materialize_grads(False)
-        first = weights[0] if ctx.needs_input_grad[0] else None
-        ctx.save_for_backward(*kept, first, *weights[1:], *[a[l] for l in beside])
+        ctx.save_for_backward(
+            *s[: chain.depth], s_top, first, *tensors[2::2], *[a[l] for l in beside]
+        )
         return (a[-1],)
 
     @staticmethod
     def backward(ctx: Any, grad_a: Tensor | None):
-        if compat.any_autocast() and compat.autocast_dtype(ctx.device) is not None:
-            with without_autocast(ctx):
-                return SmallMLPFunction.backward(ctx, grad_a)
         if grad_a is None:
             return (None,) * len(ctx.needs_input_grad)
         chain, saved = ctx.chain, ctx.saved_tensors
+        if compat.any_autocast() and compat.autocast_dtype(grad_a.device) is not None:
+            with without_autocast(grad_a.device):
+                return SmallMLPFunction.backward(ctx, grad_a)
         depth = chain.depth
         s = saved[: depth + 1]
         if torch.is_grad_enabled() or listening or torch.compiler.is_compiling():
@@ -218,13 +219,10 @@ class SmallMLPFunction(Function):
             small.gradients_were_differentiated |= _to_be_differentiated()
             inputs = s[0], *ctx.tensors
             return _chain_backward(ctx, chain.but(recompute=True), grad_a, (), inputs)
-        a = list(s)
+        a, weights = list(s), saved[depth + 1 : 2 * depth + 1]
         for l, a_beside in zip(ctx.beside, saved[2 * depth + 1 :], strict=True):
             a[l] = a_beside
-        needs_x, _, *needs = ctx.needs_input_grad
-        weights = saved[depth + 1 : 2 * depth + 1]
-        grad_x, *grads = small.backward(ctx.acts, weights, a, s, (needs_x, *needs), grad_a)
-        return grad_x, None, *grads
+        return small.backward(ctx.acts, weights, a, s, ctx.needs_input_grad, grad_a)
 
 
 MODIFIED = (
@@ -234,7 +232,8 @@ MODIFIED = (
 
 
 def _versions(tensors: Sequence[Tensor | None]) -> list[int]:
-    return [tensor._version for tensor in tensors if tensor is not None]
+    """Of those tensors that backward may not have kept, and autograd not look at: W^1, b^1, ..."""
+    return [t._version for t in (tensors[0], *tensors[1::2]) if t is not None]
 
 
 def walked_forward(
@@ -246,9 +245,9 @@ def walked_forward(
     return tiling.forward(chain, x, tensors, hidden)
 
 
-def without_autocast(ctx: Any) -> torch.autocast:
+def without_autocast(device: torch.device) -> torch.autocast:
     """Backward computes in the dtypes of what forward kept, wherever it is called."""
-    return torch.autocast(ctx.device.type, enabled=False)
+    return torch.autocast(device.type, enabled=False)
 
 
 def _to_be_differentiated() -> bool:

@@ -1,14 +1,18 @@
-"""Small chains on a CPU: the equations one after another, and as little else as there can be.
+"""Small chains on a CPU: the equations on ATen's kernels, and as little else as there can be.
 
 Where a layer's products take some microseconds each, so does what Python does around them. Here
 nothing is left to be decided layer by layer: no skips, no tiles, no memory that is worth reusing.
+The calls are those of manualgrad.aten for small tensors, and so are the bits.
+
 What backward wants is kept without being made an output of the node. Only gradients of gradients
 miss that: they walk forward once more. So whoever takes them gets no second chain of this kind.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from manualgrad import aten, backends, compat, gates
@@ -41,35 +45,53 @@ def takes(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> bool:
     return M * sum(widths) * x.element_size() <= gates.LITTLE
 
 
+Kernels = tuple[Callable[..., Tensor] | None, Callable[..., Tensor] | None, bool]
+
+
+@functools.lru_cache(maxsize=256)
+def kernels(acts: tuple[Activation, ...]) -> list[Kernels]:
+    """Of each layer 0..L: sigma(z), adjoint * sigma'(s), and whether s is z.  None: identity."""
+    return [
+        (None, None, False) if act.is_identity else (*aten.kernels_of(act), act.hides_z)
+        for act in acts
+    ]
+
+
 def forward(
-    acts: Sequence[Activation], x: Tensor, weights: Sequence[Tensor], biases: Sequence[Any]
+    acts: tuple[Activation, ...], x: Tensor, tensors: Sequence[Any]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """a^0..a^L and s^0..s^L.  acts[0..L]; x = a^0 (M, N_0), W^l (N_l, N_{l-1}), b^l or None."""
-    a, s, linear_act = [x], [x], aten.linear_act_forward
-    for act, weight, bias in zip(acts[1:], weights, biases, strict=True):
-        x, s_next = linear_act(x, weight, bias, act)
+    """a^0..a^L and s^0..s^L.  acts[0..L]; x = a^0 (M, N_0); tensors W^1, b^1, ..., W^L, b^L."""
+    a, s, of_layers = [x], [x], kernels(acts)[1:]
+    for (sigma, _, keeps_z), W, b in zip(of_layers, tensors[::2], tensors[1::2], strict=True):
+        z = F.linear(x, W, b)
+        x = sigma(z) if sigma else z
         a.append(x)
-        s.append(s_next)
+        s.append(z if keeps_z else x)
     return a, s
 
 
 def backward(
-    acts: Sequence[Activation], weights: Sequence[Any], a: Sequence[Any], s: Sequence[Any],
+    acts: tuple[Activation, ...], W: Sequence[Any], a: Sequence[Any], s: Sequence[Any],
     needs: Sequence[bool], grad_a: Tensor,
-) -> list[Tensor | None]:  # fmt: skip
-    """The gradients of x, W^1, b^1, ..., W^L, b^L, None where needs is False.  grad_a (M, N_L)."""
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """BP1, then BP3, BP4 and BP2 of each layer.  W^1..W^L, a^0..a^L, s^0..s^L; grad_a (M, N_L).
+
+    needs, and the gradients that are returned: of x, of the chain, none, and of W^1, b^1, ...
+    """
+    of_layers, lowest, l = kernels(acts), needs.index(True), len(W)
     grads: list[Tensor | None] = [None] * len(needs)
-    bp2, bp3, bp4 = aten.bp2_propagate_error, aten.bp3_bias_gradient, aten.bp4_weight_gradient
-    top, lowest = len(acts) - 1, needs.index(True)
-    delta, rows = aten.bp1_output_error(grad_a, s[top], acts[top])
-    for l in range(top, 0, -1):
-        weight, bias = 2 * l - 1, 2 * l
+    _, times_prime, _ = of_layers[l]
+    delta = times_prime(grad_a, s[l]) if times_prime else grad_a  # BP1
+    while True:
+        weight, bias, l = 2 * l, 2 * l + 1, l - 1
         if needs[bias]:
-            grads[bias] = bp3(rows)
+            grads[bias] = delta.sum(0)  # BP3
         if needs[weight]:
-            grads[weight] = bp4(delta, a[l - 1])
+            grads[weight] = delta.t().mm(a[l])  # BP4
         if lowest >= weight:
-            return grads
-        delta, rows, _ = bp2(delta, weights[l - 1], s[l - 1], acts[l - 1], None, False)
-    grads[0] = delta
-    return grads
+            return tuple(grads)
+        _, times_prime, _ = of_layers[l]
+        grad_a = delta.mm(W[l])
+        delta = times_prime(grad_a, s[l]) if times_prime else grad_a  # BP2
+        if l == 0:
+            return delta, *grads[1:]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from selection import cover
 
-from manualgrad import aten
+from manualgrad import aten, small
 from manualgrad.activations import ACTIVATIONS
 from manualgrad.backends import OPERATIONS
 from manualgrad.verify.audit import judge, rows
@@ -125,9 +125,26 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("name", ["mlp gelu-tanh-gelu 5 float64", "mlp tanh-tanh-tanh 5 float64"])
-def test_a_fault_in_the_library_itself_is_found(monkeypatch, change, name):
+def test_a_fault_in_the_library_itself_is_found(monkeypatch, not_small, change, name):
     operation, how = CHANGES[change]
     monkeypatch.setattr(aten, operation, broken(operation, how))
+    (case,) = [c for c in TABLE if str(c) == name]
+    report = judge(case, ("native", "adjoint", "oracle"))
+    assert {"native", "oracle"} & {f.judge for f in report.findings}, report
+
+
+@pytest.mark.parametrize("name", ["mlp gelu-tanh-gelu 5 float64", "mlp tanh-tanh-tanh 5 float64"])
+@pytest.mark.parametrize("at", [0, 2, 3, 4, 6, 7])
+def test_a_fault_in_small_chains_is_found(monkeypatch, name, at):
+    """In the gradient of x, W^1, b^1, W^2, W^3 or b^3."""
+    right = small.backward
+
+    def wrong(*arguments):
+        grads = list(right(*arguments))
+        grads[at] = None if grads[at] is None else grads[at] * (1 + 1e-7)
+        return tuple(grads)
+
+    monkeypatch.setattr(small, "backward", wrong)
     (case,) = [c for c in TABLE if str(c) == name]
     report = judge(case, ("native", "adjoint", "oracle"))
     assert {"native", "oracle"} & {f.judge for f in report.findings}, report

@@ -174,7 +174,7 @@ def test_saved_tensors_are_released_layer_by_layer(monkeypatch, not_small):
         ("x w1 w2 w3 b2 b3", (1, 2, 1, 0)),
     ],
 )
-def test_only_what_is_asked_for_is_computed(monkeypatch, frozen, counts):
+def test_only_what_is_asked_for_is_computed(monkeypatch, not_small, frozen, counts):
     calls = dict.fromkeys(OPERATIONS, 0)
 
     def counted(name, operation):
@@ -199,7 +199,7 @@ def test_only_what_is_asked_for_is_computed(monkeypatch, frozen, counts):
     )
 
 
-def test_the_hand_written_rule_is_what_runs(monkeypatch):
+def test_the_hand_written_rule_is_what_runs(monkeypatch, not_small):
     """Equality with torch cannot tell whose backward ran; doubling ours can."""
     x, weight = f64(4, 3), f64(2, 3)
     (want,) = torch.autograd.grad(mg.linear_act(x, weight, None, "tanh").sum(), weight)
