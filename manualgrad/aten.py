@@ -61,7 +61,7 @@ def _guarded(kernel: Callable, exact: Callable, safe: Callable) -> Callable:
 
     def guarded(*tensors, **into):
         z = tensors[-1]
-        if z.numel() >= CHECKED and all(map(compat.readable, tensors)) and safe(z):
+        if z.numel() >= CHECKED and compat.readable(*tensors) and safe(z):
             return kernel(*tensors, **into)
         return exact(*tensors, **into)
 

@@ -83,14 +83,17 @@ def has_memory(tensor: torch.Tensor) -> bool:
     return True
 
 
-def readable(tensor: torch.Tensor) -> bool:
-    """Its numbers are there to be looked at: in memory of the CPU, and nobody is tracing."""
-    return (
-        type(tensor) in (torch.Tensor, torch.nn.Parameter)
-        and tensor.device.type == "cpu"
-        and not (torch.compiler.is_compiling() or transforms_active() or dispatch_modes_active())
-        and has_memory(tensor)
-    )
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def readable(*tensors: torch.Tensor) -> bool:
+    """Their numbers are there to be looked at: in memory of the CPU, and nobody is tracing."""
+    if torch.compiler.is_compiling() or transforms_active() or dispatch_modes_active():
+        return False
+    for tensor in tensors:
+        if type(tensor) not in PLAIN or not tensor.is_cpu or not has_memory(tensor):
+            return False
+    return True
 
 
 def traced_plain(*tensors: torch.Tensor) -> bool:

@@ -193,35 +193,34 @@ class SmallMLPFunction(Function):
         if if_finite and not aten.finite(a[-1]):
             acts = chain.acts
             a, s = small.forward(acts, x, tensors)
-        s_top = None if acts[-1].is_identity else s.pop()
+        if acts[-1].is_identity:
+            s = [*s[:-1], None]
         first = tensors[0] if ctx.needs_input_grad[0] else None
+        ctx.save_for_backward(first, *tensors[2::2], *s, *[a[l] for l in beside])
         ctx.chain, ctx.acts, ctx.beside, ctx.tensors = chain, acts, beside, tensors
         ctx.versions = _versions(tensors)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(
-            *s[: chain.depth], s_top, first, *tensors[2::2], *[a[l] for l in beside]
-        )
         return (a[-1],)
 
     @staticmethod
     def backward(ctx: Any, grad_a: Tensor | None):
         if grad_a is None:
             return (None,) * len(ctx.needs_input_grad)
-        chain, saved = ctx.chain, ctx.saved_tensors
         if compat.any_autocast() and compat.autocast_dtype(grad_a.device) is not None:
             with without_autocast(grad_a.device):
                 return SmallMLPFunction.backward(ctx, grad_a)
-        depth = chain.depth
-        s = saved[: depth + 1]
+        saved, depth = list(ctx.saved_tensors), ctx.chain.depth
         if torch.is_grad_enabled() or listening or torch.compiler.is_compiling():
             if _versions(ctx.tensors) != ctx.versions:
                 raise RuntimeError(MODIFIED)
             small.gradients_were_differentiated |= _to_be_differentiated()
-            inputs = s[0], *ctx.tensors
-            return _chain_backward(ctx, chain.but(recompute=True), grad_a, (), inputs)
-        a, weights = list(s), saved[depth + 1 : 2 * depth + 1]
-        for l, a_beside in zip(ctx.beside, saved[2 * depth + 1 :], strict=True):
-            a[l] = a_beside
+            inputs = saved[depth], *ctx.tensors
+            return _chain_backward(ctx, ctx.chain.but(recompute=True), grad_a, (), inputs)
+        compat.release_saved_tensors(ctx)
+        weights, s, a = saved[:depth], saved[depth : 2 * depth + 1], saved[depth : 2 * depth]
+        for at, l in enumerate(ctx.beside, start=2 * depth + 1):
+            a[l] = saved[at]
+        del saved
         return small.backward(ctx.acts, weights, a, s, ctx.needs_input_grad, grad_a)
 
 

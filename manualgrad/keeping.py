@@ -7,7 +7,8 @@ from torch import Tensor
 
 from manualgrad import aten
 from manualgrad.chain import Chain
-from manualgrad.ops import PLAIN, backend_for
+from manualgrad.compat import PLAIN
+from manualgrad.ops import backend_for
 
 PLAIN_OR_NONE = {*PLAIN, type(None)}
 

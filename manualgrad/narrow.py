@@ -13,8 +13,8 @@ from torch import Tensor
 
 from manualgrad import backends, compat
 from manualgrad.chain import Chain
+from manualgrad.compat import PLAIN
 from manualgrad.eligibility import refusal, triton_kernels
-from manualgrad.ops import PLAIN
 
 NO_GPU = "it is not on a GPU"
 HALF = (torch.float16, torch.bfloat16)

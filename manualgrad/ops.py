@@ -21,6 +21,7 @@ from manualgrad import aten, backends, compat, routed, sharding, whole  # noqa: 
 from manualgrad._version import __version__
 from manualgrad.activations import Activation, activation_of
 from manualgrad.aten import bp3_bias_gradient, bp4_weight_gradient
+from manualgrad.compat import PLAIN
 
 __all__ = [
     "bp1_output_error",
@@ -32,7 +33,6 @@ __all__ = [
 ]
 
 THIS_MODULE = sys.modules[__name__]
-PLAIN = (Tensor, torch.nn.Parameter)
 LIBRARY = torch.library.Library("manualgrad", "DEF")
 
 

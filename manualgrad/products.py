@@ -2,9 +2,10 @@
 
 ATen hands float32 products to MKL. On some CPUs oneDNN, which PyTorch brings along too, is twice as
 fast (measured on an AMD EPYC with AVX-512). It adds all terms of an entry up in one row, and rounds
-worse the longer that is; MKL adds up a block of terms at a time. So oneDNN gets blocks as well, and
-then it errs as MKL does. Which one is faster here is measured once per process and number of
-threads, on first need.
+worse the longer that is; MKL adds up 192 terms at a time. So oneDNN gets blocks as well, of up to
+256, and then errs at most twice as much: on the whole 1.2 times where terms are of both signs, 1.9
+at the worst, where all of 256 are positive. Which one is faster here is measured once per process
+and number of threads, on first need.
 
 bfloat16 products are oneDNN's on either way, but ATen copies the bias into the result first, which
 takes up to two fifths of the time, and is slow at delta^T a where a is the wider of the two.
@@ -23,11 +24,11 @@ from torch import Tensor
 from manualgrad import compat
 
 LARGE = 1 << 22  # multiplications: below, oneDNN's call costs more than it saves
-TERMS = 192  # of a sum, added up in one row: MKL's own number, and its error
-ROWS, ENTRIES = 128, 1 << 20  # of a result at once: at least, at most; blocks of it are added up
-BLOCK = 1 << 23  # multiplications: smaller blocks take as long as MKL does, in BP4 twice as many
+TERMS = 256  # of a sum, added up in one row: with more, oneDNN errs over twice as much as MKL
+ROWS, ENTRIES = 256, 1 << 20  # of a result at once: at least, at most; blocks of it are added up
+BLOCK = 1 << 23  # multiplications: smaller blocks take as long as MKL does
 GRAPH = 1 << 25  # multiplications: what a call from a compiled graph has to save
-WIDE = 256  # neurons on both sides of a weight: BP4 for fewer is all blocks and little product
+WIDE = 256  # neurons on both sides of a weight, or half as many and four times as many inputs
 CLEARLY = 1.25  # times as fast, or MKL it is: blocks cost a quarter, and close calls other bits
 
 log = logging.getLogger("manualgrad")
@@ -43,9 +44,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, alone: bool = False) 
     if torch.compiler.is_compiling():
         whole = _whole(x, weight, shape, M, biased=bias is not None)
         return (torch.ops.manualgrad.linear.default if whole else F.linear)(x, weight, bias)
-    examples = min(M, 3 * M * K // (2 * N + TERMS)) if alone else M  # beside a copy of weight
-    room = not alone or K <= TERMS or examples >= 4 * ROWS
-    if room and _by_onednn(x, weight, shape, examples):
+    spare = 3 * M * K // (2 * N + TERMS) if alone else 4 * max(M, ROWS)  # beside a copy of weight
+    examples = min(M, spare)
+    if (spare >= 4 * ROWS or K <= TERMS) and _by_onednn(x, weight, shape, examples):
         return _in_blocks(x, weight, bias, examples=examples)
     if bias is not None and _bfloat16_by_onednn(x, weight, bias):
         return _onednn(x, weight, bias)
@@ -65,17 +66,18 @@ def error_below(delta: Tensor, weight: Tensor, over: bool = False, at_peak: bool
     fits = over and K <= N
     if (at_peak and N > TERMS and not fits) or not _by_onednn(delta, weight, (M, K, N), M):
         return delta.mm(weight)
-    result = None if not fits else delta if K == N else delta[:, :K]
-    return _in_blocks(delta, weight.t(), examples=M, result=result).contiguous()
+    if fits:
+        return _over_left(delta, weight.t(), M).contiguous()
+    return _in_blocks(delta, weight.t(), examples=M)
 
 
 def weight_gradient(delta: Tensor, a: Tensor, into: Tensor | None) -> Tensor:
     """delta^T a, BP4's product, added to into.  delta (M, N), a (M, K).  Returns (N, K)."""
     M, N, K = *delta.shape, a.shape[1]
     if torch.compiler.is_compiling() and into is None:
-        if _whole(delta, a, (N, K, M), M) and min(N, K) >= WIDE:
+        if _wide(N, K) and _whole(delta, a, (N, K, M), M):
             return torch.ops.manualgrad.weight_gradient.default(delta, a)
-    elif min(N, K) >= WIDE and _by_onednn(delta, a, (N, K, M), M, 1 if M >= 4 * N else 2):
+    elif _wide(N, K) and _by_onednn(delta, a, (N, K, M), M):
         total = _in_blocks(delta.t(), a.t(), examples=M)
         return total if into is None else into.add_(total)
     elif into is None and K >= 2 * N and _bfloat16_by_onednn(delta, a):
@@ -83,45 +85,55 @@ def weight_gradient(delta: Tensor, a: Tensor, into: Tensor | None) -> Tensor:
     return delta.t().mm(a) if into is None else into.addmm_(delta.t(), a)
 
 
+def _wide(N: Any, K: Any) -> bool:
+    """Whether BP4 for a weight (N, K) is more product than blocks."""
+    return min(N, K) >= WIDE or K >= 4 * N >= 2 * WIDE
+
+
 def _rows_at_once(M: int, N: int, examples: int) -> int:
     """Of a result (M, N).  A quarter of examples: blocks and sums take less memory than so many."""
     return min(M, max(ROWS, min(examples // 4, ENTRIES // max(N, TERMS))))
 
 
-def _in_blocks(
-    left: Tensor,
-    right: Tensor,
-    bias: Tensor | None = None,
-    *,
-    examples: int,
-    result: Tensor | None = None,
-) -> Tensor:
-    """left right^T + bias by oneDNN, at most TERMS terms in one row, written to result.
+def _parts(M: int, N: int, examples: int) -> int:
+    rows = _rows_at_once(M, N, examples)
+    return max(1, (M + rows // 2) // rows)
 
-    left (M, K), right (N, K), each of them contiguous or the transpose of what is. result may be
-    left, or its first columns: rows are read before they are written.
+
+def _in_blocks(left: Tensor, right: Tensor, bias: Tensor | None = None, *, examples: int) -> Tensor:
+    """left right^T + bias by oneDNN, at most TERMS terms in one row.
+
+    left (M, K), right (N, K), each of them contiguous or the transpose of what is.
     """
     (M, K), N = left.shape, right.shape[0]
-    count = -(-K // TERMS)
-    if count <= 1:
+    count = max(-(-K // TERMS), 1)
+    if count == 1 and left.is_contiguous():
         return _onednn(left, right, bias)
-    right_blocks = [_dense(block) for block in right.tensor_split(count, 1)]
-    rows = _rows_at_once(M, N, examples)
-    parts = max(1, (M + rows // 2) // rows)
-    if result is None and parts == 1:
-        return _added_up(left, right_blocks, bias)
-    result = left.new_empty(M, N) if result is None else result
-    for part, some in zip(result.tensor_split(parts), left.tensor_split(parts), strict=True):
-        part.copy_(_added_up(some, right_blocks, bias))
-    return result
-
-
-def _added_up(left: Tensor, right_blocks: list[Tensor], bias: Tensor | None) -> Tensor:
-    left_blocks = left.tensor_split(len(right_blocks), 1)
-    total = _onednn(left_blocks[0].contiguous(), right_blocks[0], bias)
-    for block, others in zip(left_blocks[1:], right_blocks[1:], strict=True):
-        total += _onednn(block.contiguous(), others, None)
+    total, parts = left.new_empty(M, N), _parts(M, N, examples)
+    blocks = zip(left.tensor_split(count, 1), right.tensor_split(count, 1), strict=True)
+    for i, (left_block, right_block) in enumerate(blocks):
+        right_block = _dense(right_block)
+        for sum_, some in zip(
+            total.tensor_split(parts), left_block.tensor_split(parts), strict=True
+        ):
+            put = sum_.add_ if i else sum_.copy_
+            put(_onednn(some.contiguous(), right_block, None if i else bias))
     return total
+
+
+def _over_left(left: Tensor, right: Tensor, examples: int) -> Tensor:
+    """left right^T, no wider than left (M, K), over its first columns: read before written."""
+    (M, K), N = left.shape, right.shape[0]
+    count, parts = max(-(-K // TERMS), 1), _parts(M, N, examples)
+    right_blocks = [_dense(block) for block in right.tensor_split(count, 1)]
+    result = left if N == K else left[:, :N]
+    for rows, some in zip(result.tensor_split(parts), left.tensor_split(parts), strict=True):
+        first, *others = some.tensor_split(count, 1)
+        total = _onednn(first.contiguous(), right_blocks[0], None)
+        for block, right_block in zip(others, right_blocks[1:], strict=True):
+            total += _onednn(block.contiguous(), right_block, None)
+        rows.copy_(total)
+    return result
 
 
 def _dense(block: Tensor) -> Tensor:
@@ -133,27 +145,22 @@ def _onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
     return compat.onednn_linear(left, right, bias, "none", [], "")
 
 
-def _by_onednn(
-    left: Tensor, right: Tensor, shape: tuple[int, int, int], examples: int, price: int = 1
-) -> bool:
-    """Whether float32 goes to oneDNN here.  shape: (M, N, K) of (M, K) times (K, N).
-
-    price: of a block, over that of one whose left factor is not the transpose of what is there.
-    """
+def _by_onednn(left: Tensor, right: Tensor, shape: tuple[int, int, int], examples: int) -> bool:
+    """Whether float32 goes to oneDNN here.  shape: (M, N, K) of (M, K) times (K, N)."""
     return (
         left.dtype is torch.float32
-        and _large(*shape, examples, price)
-        and _plain(left, right)
+        and _large(*shape, examples)
         and onednn_wins_here()
+        and _plain(left, right)
     )
 
 
-def _large(M: int, N: int, K: int, examples: int, price: int = 1) -> bool:
+def _large(M: int, N: int, K: int, examples: int) -> bool:
     """Whether oneDNN, where it wins, wins at (M, K) times (K, N): its calls have a price."""
     count = max(-(-K // TERMS), 1)
     if count == 1:
         return M * N * K >= LARGE
-    return _rows_at_once(M, N, examples) * N * K >= price * count * BLOCK
+    return _rows_at_once(M, N, examples) * N * K >= count * BLOCK
 
 
 def _whole(
@@ -175,16 +182,15 @@ def _bfloat16_by_onednn(*tensors: Tensor) -> bool:
     """Whether ATen, too, leaves these to oneDNN."""
     return (
         all(tensor.dtype is torch.bfloat16 for tensor in tensors)
-        and _plain(*tensors)
+        and torch.backends.mkldnn.enabled
         and compat.onednn_has_bfloat16()
+        and _plain(*tensors)
     )
 
 
 def _plain(*tensors: Tensor) -> bool:
-    """Contiguous, there to be read, and oneDNN not switched off."""
-    return torch.backends.mkldnn.enabled and all(
-        compat.readable(tensor) and tensor.is_contiguous() for tensor in tensors
-    )
+    """Contiguous, and there to be read."""
+    return compat.readable(*tensors) and all(tensor.is_contiguous() for tensor in tensors)
 
 
 def onednn_wins_here() -> bool:

@@ -18,8 +18,8 @@ from torch import Tensor
 from manualgrad import aten, backends, compat, gates
 from manualgrad.activations import Activation
 from manualgrad.chain import Chain
+from manualgrad.compat import PLAIN
 from manualgrad.keeping import PLAIN_OR_NONE
-from manualgrad.ops import PLAIN
 
 ENTRIES = aten.CHECKED  # of x and of each a^l: fewer
 gradients_were_differentiated = False
@@ -71,27 +71,30 @@ def forward(
 
 
 def backward(
-    acts: tuple[Activation, ...], W: Sequence[Any], a: Sequence[Any], s: Sequence[Any],
+    acts: tuple[Activation, ...], W: Sequence[Any], a: list[Any], s: list[Any],
     needs: Sequence[bool], grad_a: Tensor,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    """BP1, then BP3, BP4 and BP2 of each layer.  W^1..W^L, a^0..a^L, s^0..s^L; grad_a (M, N_L).
+    """BP1, then BP3, BP4 and BP2 of each layer.  W^1..W^L, a^0..a^{L-1}, s^0..s^L; grad_a (M, N_L).
 
     needs, and the gradients that are returned: of x, of the chain, none, and of W^1, b^1, ...
+    a and s are emptied on the way.
     """
     of_layers, lowest, l = kernels(acts), needs.index(True), len(W)
     grads: list[Tensor | None] = [None] * len(needs)
     _, times_prime, _ = of_layers[l]
-    delta = times_prime(grad_a, s[l]) if times_prime else grad_a  # BP1
+    s_below = s.pop()
+    delta = times_prime(grad_a, s_below) if times_prime else grad_a  # BP1
     while True:
         weight, bias, l = 2 * l, 2 * l + 1, l - 1
+        a_below, s_below = a.pop(), s.pop()
         if needs[bias]:
             grads[bias] = delta.sum(0)  # BP3
         if needs[weight]:
-            grads[weight] = delta.t().mm(a[l])  # BP4
+            grads[weight] = delta.t().mm(a_below)  # BP4
         if lowest >= weight:
             return tuple(grads)
         _, times_prime, _ = of_layers[l]
-        grad_a = delta.mm(W[l])
-        delta = times_prime(grad_a, s[l]) if times_prime else grad_a  # BP2
+        delta = delta.mm(W[l])
+        delta = times_prime(delta, s_below) if times_prime else delta  # BP2
         if l == 0:
             return delta, *grads[1:]
