@@ -27,6 +27,7 @@ LARGE = 1 << 22  # multiplications: below, oneDNN's call costs more than it save
 TERMS = 256  # of a sum, added up in one row: with more, oneDNN errs over twice as much as MKL
 ROWS, ENTRIES = 256, 1 << 20  # of a result at once: at least, at most; blocks of it are added up
 BLOCK = 1 << 23  # multiplications: smaller blocks take as long as MKL does
+PAGES = 1 << 23  # entries of a result: new memory for so many costs more than the product
 GRAPH = 1 << 25  # multiplications: what a call from a compiled graph has to save
 WIDE = 256  # neurons on both sides of a weight, or half as many and four times as many inputs
 CLEARLY = 1.25  # times as fast, or MKL it is: blocks cost a quarter, and close calls other bits
@@ -66,7 +67,7 @@ def error_below(delta: Tensor, weight: Tensor, over: bool = False, at_peak: bool
     fits = over and K <= N
     if (at_peak and N > TERMS and not fits) or not _by_onednn(delta, weight, (M, K, N), M):
         return delta.mm(weight)
-    if fits:
+    if fits and (N > TERMS or M * K >= PAGES):
         return _over_left(delta, weight.t(), M).contiguous()
     return _in_blocks(delta, weight.t(), examples=M)
 

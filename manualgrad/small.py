@@ -15,13 +15,14 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from manualgrad import aten, backends, compat, gates
+from manualgrad import aten, backends, compat, gates, products
 from manualgrad.activations import Activation
 from manualgrad.chain import Chain
 from manualgrad.compat import PLAIN
 from manualgrad.keeping import PLAIN_OR_NONE
 
-ENTRIES = aten.CHECKED  # of x and of each a^l: fewer
+BYTES = 1 << 19  # of x, and of each a^l, at most
+PRODUCT = 2 * products.LARGE  # multiplications, in float32: fewer, or manualgrad.products gains
 gradients_were_differentiated = False
 """Of such a chain, in this process: it will happen again, and is faster with hidden outputs."""
 
@@ -31,7 +32,7 @@ def takes(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> bool:
 
     With a frozen weight it is not: some a^l would be kept for nothing.
     """
-    if chain.branches or chain.recompute or x.numel() >= ENTRIES or not x.is_cpu:
+    if chain.branches or chain.recompute or x.nbytes > BYTES or not x.is_cpu:
         return False
     if gradients_were_differentiated:
         return False
@@ -39,10 +40,14 @@ def takes(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> bool:
         return False
     if backends.mode() != "auto" or compat.dispatch_modes_active():
         return False
-    M, widths = x.shape[0], [w.shape[0] for w in tensors[::2] if w.requires_grad]
-    if len(widths) < chain.depth or min(widths) * M == 0 or max(widths) * M >= ENTRIES:
+    (M, K), size = x.shape, x.element_size()
+    widths = [weight.shape[0] for weight in tensors[::2] if weight.requires_grad]
+    widest = max(widths, default=0)
+    if len(widths) < chain.depth or min(widths) * M == 0 or M * widest * size > BYTES:
         return False
-    return M * sum(widths) * x.element_size() <= gates.LITTLE
+    if size == 4 and M * widest * max(widest, K) >= PRODUCT:
+        return False
+    return M * sum(widths) * size <= gates.LITTLE
 
 
 Kernels = tuple[Callable[..., Tensor] | None, Callable[..., Tensor] | None, bool]

@@ -57,12 +57,12 @@ def chains(request, monkeypatch):
     """Chains that are small go their own way, manualgrad.small; with "large", none is."""
     monkeypatch.setattr(small, "gradients_were_differentiated", False)
     if getattr(request, "param", "small") == "large":
-        monkeypatch.setattr(small, "ENTRIES", 0)
+        monkeypatch.setattr(small, "BYTES", -1)
 
 
 @pytest.fixture
 def not_small(monkeypatch):
-    monkeypatch.setattr(small, "ENTRIES", 0)
+    monkeypatch.setattr(small, "BYTES", -1)
 
 
 @pytest.fixture

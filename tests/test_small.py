@@ -75,7 +75,7 @@ def test_the_bits_are_those_of_the_walks_of_large_chains(acts, monkeypatch):
     x, *params = tensors = operands(torch.float32)
     run = lambda: torch.autograd.grad(ours(acts, x, params).square().sum(), tensors)  # noqa: E731
     found = run()
-    monkeypatch.setattr(small, "ENTRIES", 0)
+    monkeypatch.setattr(small, "BYTES", -1)
     assert not is_small(ours(acts, x, params))
     assert all(map(torch.equal, found, run()))
 
@@ -92,13 +92,13 @@ def test_a_differentiated_gradient_ends_it_for_the_process():
 def refusals():
     x, *params = operands()
     frozen = [p.detach() if i == 2 else p for i, p in enumerate(params)]
-    wide = [torch.randn(small.ENTRIES // M + 1, WIDTH).double().requires_grad_(), None]
+    wide = [torch.randn(small.BYTES // M // 8 + 1, WIDTH).double().requires_grad_(), None]
     yield "frozen", x, frozen, {}
     yield "tied", x, params[:2] * DEPTH, {}
     yield "skips", x, params, {"skips": [mg.Skip(1, 3)]}
     yield "recompute", x, params, {"recompute": True}
     yield "no examples", x[:0], params, {}
-    yield "many examples", x.repeat(-(-small.ENTRIES // x.numel()), 1), params, {}
+    yield "many examples", x.repeat(small.BYTES // x.nbytes + 1, 1), params, {}
     yield "wide", x, params + wide, {}
     yield "a subclass", x.detach().as_subclass(Other), params, {}
 

@@ -9,7 +9,7 @@ def in_tiles(monkeypatch, entries):
     Returns two lists, to be filled with the number of rows of each walk: forward's, also of one
     walk over all rows, and those of backward that are over a tile.
     """
-    monkeypatch.setattr(small, "ENTRIES", 0)
+    monkeypatch.setattr(small, "BYTES", -1)
     monkeypatch.setattr(tiling, "ENTRIES", entries)
     monkeypatch.setattr(tiling, "LEAST_ROWS", 1)
     monkeypatch.setattr(tiling, "CACHE", 0)
