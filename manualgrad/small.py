@@ -32,13 +32,11 @@ def takes(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> bool:
 
     With a frozen weight it is not: some a^l would be kept for nothing.
     """
-    if chain.branches or chain.recompute or x.nbytes > BYTES or not x.is_cpu:
-        return False
-    if gradients_were_differentiated:
+    if chain.branches or chain.recompute or gradients_were_differentiated or not x.is_cpu:
         return False
     if type(x) not in PLAIN or not PLAIN_OR_NONE.issuperset(map(type, tensors)):
         return False
-    if backends.mode() != "auto" or compat.dispatch_modes_active():
+    if backends.mode() != "auto" or compat.dispatch_modes_active() or x.nbytes > BYTES:
         return False
     (M, K), size = x.shape, x.element_size()
     widths = [weight.shape[0] for weight in tensors[::2] if weight.requires_grad]

@@ -8,6 +8,8 @@ import manualgrad as mg
 from manualgrad import aten, compat, in_place
 from manualgrad.activations import ACTIVATIONS, activation_of
 
+pytestmark = pytest.mark.usefixtures("not_small")
+
 M, K = 260, 64
 assert M * K >= aten.CHECKED
 HIDE_Z = [name for name, act in ACTIVATIONS.items() if act.hides_z]
