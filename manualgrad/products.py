@@ -8,7 +8,8 @@ at the worst, where all of 256 are positive. Which one is faster here is measure
 and number of threads, on first need.
 
 bfloat16 products are oneDNN's on either way, but ATen copies the bias into the result first, which
-takes up to two fifths of the time, and is slow at delta^T a where a is the wider of the two.
+takes up to two fifths of the time, and is slow at delta^T a where a is the wider of the two and
+examples are many.
 """
 
 import functools
@@ -30,6 +31,7 @@ BLOCK = 1 << 23  # multiplications: smaller blocks take as long as MKL does
 PAGES = 1 << 23  # entries of a result: new memory for so many costs more than the product
 GRAPH = 1 << 25  # multiplications: what a call from a compiled graph has to save
 WIDE = 256  # neurons on both sides of a weight, or half as many and four times as many inputs
+MANY = 1 << 13  # examples: for fewer, delta^T a in bfloat16 is no slower than (a^T delta)^T
 CLEARLY = 1.25  # times as fast, or MKL it is: blocks cost a quarter, and close calls other bits
 
 log = logging.getLogger("manualgrad")
@@ -81,7 +83,7 @@ def weight_gradient(delta: Tensor, a: Tensor, into: Tensor | None) -> Tensor:
     elif _wide(N, K) and _by_onednn(delta, a, (N, K, M), M):
         total = _in_blocks(delta.t(), a.t(), examples=M)
         return total if into is None else into.add_(total)
-    elif into is None and K >= 2 * N and _bfloat16_by_onednn(delta, a):
+    elif into is None and M >= MANY and K >= 2 * N and _bfloat16_by_onednn(delta, a):
         return a.t().mm(delta).t().contiguous()
     return delta.t().mm(a) if into is None else into.addmm_(delta.t(), a)
 

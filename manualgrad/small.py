@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -65,8 +66,9 @@ def forward(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """a^0..a^L and s^0..s^L.  acts[0..L]; x = a^0 (M, N_0); tensors W^1, b^1, ..., W^L, b^L."""
     a, s, of_layers = [x], [x], kernels(acts)[1:]
+    linear = products.linear if x.dtype is torch.bfloat16 else F.linear
     for (sigma, _, keeps_z), W, b in zip(of_layers, tensors[::2], tensors[1::2], strict=True):
-        z = F.linear(x, W, b)
+        z = linear(x, W, b)
         x = sigma(z) if sigma else z
         a.append(x)
         s.append(z if keeps_z else x)
