@@ -2,10 +2,10 @@
 
 ATen hands float32 products to MKL. On some CPUs oneDNN, which PyTorch brings along too, is twice as
 fast (measured on an AMD EPYC with AVX-512). It adds all terms of an entry up in one row, and rounds
-worse the longer that is; MKL adds up 192 terms at a time. So oneDNN gets blocks as well, of up to
-256, and then errs at most twice as much: on the whole 1.2 times where terms are of both signs, 1.9
-at the worst, where all of 256 are positive. Which one is faster here is measured once per process
-and number of threads, on first need.
+worse the longer that is; MKL adds up 192 terms at a time. So oneDNN gets blocks as well, of at most
+256: its error is then up to 1.4 times MKL's on the whole of a product, and 1.9 times where 193 to
+256 terms are all positive. Which one is faster here is measured once per process and number of
+threads, on first need.
 
 bfloat16 products are oneDNN's on either way, but ATen copies the bias into the result first, which
 takes up to two fifths of the time, and is slow at delta^T a where a is the wider of the two and
