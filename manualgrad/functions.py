@@ -188,17 +188,17 @@ class SmallMLPFunction(Function):
     def forward(ctx: Any, x: Tensor, chain: Chain, *tensors: Any) -> tuple[Tensor]:
         """x (M, K); tensors W1 (N1, K), b1 (N1,) or None, ...  Returns (a^L,)."""
         beside, if_finite = gates.about(chain.acts)
-        acts = if_finite or chain.acts
-        a, s = small.forward(acts, x, tensors)
+        acts, large = if_finite or chain.acts, small.large(x, tensors[::2])
+        a, s = small.forward(acts, x, tensors, large)
         if if_finite and not aten.finite(a[-1]):
             acts = chain.acts
-            a, s = small.forward(acts, x, tensors)
+            a, s = small.forward(acts, x, tensors, large)
         if acts[-1].is_identity:
             s = [*s[:-1], None]
         first = tensors[0] if ctx.needs_input_grad[0] else None
         ctx.save_for_backward(first, *tensors[2::2], *s, *[a[l] for l in beside])
         ctx.chain, ctx.acts, ctx.beside, ctx.tensors = chain, acts, beside, tensors
-        ctx.versions = _versions(tensors)
+        ctx.large, ctx.versions = large, _versions(tensors)
         ctx.set_materialize_grads(False)
         return (a[-1],)
 
@@ -221,7 +221,8 @@ class SmallMLPFunction(Function):
         for at, l in enumerate(ctx.beside, start=2 * depth + 1):
             a[l] = saved[at]
         del saved
-        return small.backward(ctx.acts, weights, a, s, ctx.needs_input_grad, grad_a)
+        needs = ctx.needs_input_grad
+        return small.backward(ctx.acts, weights, a, s, needs, grad_a, ctx.large)
 
 
 MODIFIED = (

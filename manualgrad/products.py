@@ -31,6 +31,7 @@ BLOCK = 1 << 23  # multiplications: smaller blocks take as long as MKL does
 PAGES = 1 << 23  # entries of a result: new memory for so many costs more than the product
 GRAPH = 1 << 25  # multiplications: what a call from a compiled graph has to save
 WIDE = 256  # neurons on both sides of a weight, or half as many and four times as many inputs
+FEW = 128  # examples: with fewer, BP4 takes longer than MKL's
 MANY = 1 << 13  # examples: for fewer, delta^T a in bfloat16 is no slower than (a^T delta)^T
 CLEARLY = 1.25  # times as fast, or MKL it is: blocks cost a quarter, and close calls other bits
 
@@ -74,13 +75,14 @@ def error_below(delta: Tensor, weight: Tensor, over: bool = False, at_peak: bool
     return _in_blocks(delta, weight.t(), examples=M)
 
 
-def weight_gradient(delta: Tensor, a: Tensor, into: Tensor | None) -> Tensor:
+def weight_gradient(delta: Tensor, a: Tensor, into: Tensor | None = None) -> Tensor:
     """delta^T a, BP4's product, added to into.  delta (M, N), a (M, K).  Returns (N, K)."""
     M, N, K = *delta.shape, a.shape[1]
     if torch.compiler.is_compiling() and into is None:
-        if _wide(N, K) and _whole(delta, a, (N, K, M), M):
+        many = M if isinstance(M, int) else MANY  # a comparison would be a guard
+        if _wide(N, K, many) and _whole(delta, a, (N, K, M), M):
             return torch.ops.manualgrad.weight_gradient.default(delta, a)
-    elif _wide(N, K) and _by_onednn(delta, a, (N, K, M), M):
+    elif _wide(N, K, M) and _by_onednn(delta, a, (N, K, M), M):
         total = _in_blocks(delta.t(), a.t(), examples=M)
         return total if into is None else into.add_(total)
     elif into is None and M >= MANY and K >= 2 * N and _bfloat16_by_onednn(delta, a):
@@ -88,9 +90,9 @@ def weight_gradient(delta: Tensor, a: Tensor, into: Tensor | None) -> Tensor:
     return delta.t().mm(a) if into is None else into.addmm_(delta.t(), a)
 
 
-def _wide(N: Any, K: Any) -> bool:
-    """Whether BP4 for a weight (N, K) is more product than blocks."""
-    return min(N, K) >= WIDE or K >= 4 * N >= 2 * WIDE
+def _wide(N: Any, K: Any, M: Any) -> bool:
+    """Whether BP4 for a weight (N, K) is more product than blocks, of M terms each."""
+    return (min(N, K) >= WIDE or K >= 4 * N >= 2 * WIDE) and M >= FEW
 
 
 def _rows_at_once(M: int, N: int, examples: int) -> int:

@@ -23,7 +23,6 @@ from manualgrad.compat import PLAIN
 from manualgrad.keeping import PLAIN_OR_NONE
 
 BYTES = 1 << 19  # of x, and of each a^l, at most
-PRODUCT = 2 * products.LARGE  # multiplications, in float32: fewer, or manualgrad.products gains
 gradients_were_differentiated = False
 """Of such a chain, in this process: it will happen again, and is faster with hidden outputs."""
 
@@ -39,12 +38,10 @@ def takes(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> bool:
         return False
     if backends.mode() != "auto" or compat.dispatch_modes_active() or x.nbytes > BYTES:
         return False
-    (M, K), size = x.shape, x.element_size()
+    M, size = x.shape[0], x.element_size()
     widths = [weight.shape[0] for weight in tensors[::2] if weight.requires_grad]
     widest = max(widths, default=0)
     if len(widths) < chain.depth or min(widths) * M == 0 or M * widest * size > BYTES:
-        return False
-    if size == 4 and M * widest * max(widest, K) >= PRODUCT:
         return False
     return M * sum(widths) * size <= gates.LITTLE
 
@@ -61,12 +58,18 @@ def kernels(acts: tuple[Activation, ...]) -> list[Kernels]:
     ]
 
 
+def large(x: Tensor, weights: Sequence[Tensor]) -> bool:
+    """Whether manualgrad.products may have to say something about a chain's products."""
+    float32 = x.dtype is torch.float32
+    return float32 and x.shape[0] * max(map(Tensor.numel, weights)) >= products.LARGE
+
+
 def forward(
-    acts: tuple[Activation, ...], x: Tensor, tensors: Sequence[Any]
+    acts: tuple[Activation, ...], x: Tensor, tensors: Sequence[Any], large: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
     """a^0..a^L and s^0..s^L.  acts[0..L]; x = a^0 (M, N_0); tensors W^1, b^1, ..., W^L, b^L."""
     a, s, of_layers = [x], [x], kernels(acts)[1:]
-    linear = products.linear if x.dtype is torch.bfloat16 else F.linear
+    linear = products.linear if large or x.dtype is torch.bfloat16 else F.linear
     for (sigma, _, keeps_z), W, b in zip(of_layers, tensors[::2], tensors[1::2], strict=True):
         z = linear(x, W, b)
         x = sigma(z) if sigma else z
@@ -77,7 +80,7 @@ def forward(
 
 def backward(
     acts: tuple[Activation, ...], W: Sequence[Any], a: list[Any], s: list[Any],
-    needs: Sequence[bool], grad_a: Tensor,
+    needs: Sequence[bool], grad_a: Tensor, large: bool,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """BP1, then BP3, BP4 and BP2 of each layer.  W^1..W^L, a^0..a^{L-1}, s^0..s^L; grad_a (M, N_L).
 
@@ -85,6 +88,8 @@ def backward(
     a and s are emptied on the way.
     """
     of_layers, lowest, l = kernels(acts), needs.index(True), len(W)
+    error_below = products.error_below if large else torch.mm
+    weight_gradient = products.weight_gradient if large else _weight_gradient
     grads: list[Tensor | None] = [None] * len(needs)
     _, times_prime, _ = of_layers[l]
     s_below = s.pop()
@@ -95,11 +100,15 @@ def backward(
         if needs[bias]:
             grads[bias] = delta.sum(0)  # BP3
         if needs[weight]:
-            grads[weight] = delta.t().mm(a_below)  # BP4
+            grads[weight] = weight_gradient(delta, a_below)  # BP4
         if lowest >= weight:
             return tuple(grads)
         _, times_prime, _ = of_layers[l]
-        delta = delta.mm(W[l])
+        delta = error_below(delta, W[l])
         delta = times_prime(delta, s_below) if times_prime else delta  # BP2
         if l == 0:
             return delta, *grads[1:]
+
+
+def _weight_gradient(delta: Tensor, a: Tensor) -> Tensor:
+    return delta.t().mm(a)
