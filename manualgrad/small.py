@@ -22,7 +22,7 @@ from manualgrad.chain import Chain
 from manualgrad.compat import PLAIN
 from manualgrad.keeping import PLAIN_OR_NONE
 
-BYTES = 1 << 19  # of x, and of each a^l, at most
+BYTES = 1 << 20  # of x, and of each a^l, at most
 gradients_were_differentiated = False
 """Of such a chain, in this process: it will happen again, and is faster with hidden outputs."""
 
