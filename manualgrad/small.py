@@ -2,7 +2,7 @@
 
 Where a layer's products take some microseconds each, so does what Python does around them. Here
 nothing is left to be decided layer by layer: no skips, no tiles, no memory that is worth reusing.
-The calls are those of manualgrad.aten for small tensors, and so are the bits.
+The calls are those that manualgrad.aten makes, and so are the bits.
 
 What backward wants is kept without being made an output of the node. Only gradients of gradients
 miss that: they walk forward once more. So whoever takes them gets no second chain of this kind.

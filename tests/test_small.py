@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import manualgrad as mg
-from manualgrad import aten, gates, small
+from manualgrad import aten, gates, products, small
 
 ACTS = {"relu": F.relu, "tanh": torch.tanh, "gelu": F.gelu, "silu": F.silu, "identity": lambda z: z}
 M, WIDTH, DEPTH = 6, 5, 4
@@ -243,3 +243,33 @@ def test_the_rule_is_ours(monkeypatch):
     )
     found = torch.autograd.grad(ours(("gelu",) * DEPTH, x, params).sum(), params)
     torch.testing.assert_close(found, tuple(2 * g for g in expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_larger_products_are_made_as_in_large_chains(dtype, monkeypatch):
+    asked = {"linear": 0, "error_below": 0, "weight_gradient": 0}
+
+    def counted(name, product):
+        def made(*tensors, **how):
+            asked[name] += 1
+            return product(*tensors, **how)
+
+        return made
+
+    for name in asked:
+        monkeypatch.setattr(products, name, counted(name, getattr(products, name)))
+    shapes = [(256, 256), *[(256, 256), (256,)] * DEPTH]
+    x, *params = leaves = [
+        (torch.randn(s) / s[-1] ** 0.5).to(dtype).requires_grad_() for s in shapes
+    ]
+    run = lambda: ours(("tanh",) * DEPTH, x, params)  # noqa: E731
+    assert is_small(run())
+    asked.update(dict.fromkeys(asked, 0))
+    found = torch.autograd.grad(run().square().sum(), leaves)
+    wanted = [DEPTH] * 3 if dtype is torch.float32 else [DEPTH, 0, 0]
+    assert list(asked.values()) == wanted
+    monkeypatch.setattr(small, "BYTES", -1)
+    for mine, expected in zip(
+        found, torch.autograd.grad(run().square().sum(), leaves), strict=True
+    ):
+        torch.testing.assert_close(mine, expected)
