@@ -181,7 +181,7 @@ def _chain_backward(ctx: Any, chain: Chain, grad_a: Any, grad_hidden: Any, input
 class SmallMLPFunction(Function):
     """MLPFunction for what manualgrad.small takes: what backward wants is kept, but is no output.
 
-    It is computed again for gradients of gradients, tracers, and whoever listens to single layers.
+    It is computed again for gradients of gradients, and for tracers.
     """
 
     @staticmethod
@@ -209,20 +209,26 @@ class SmallMLPFunction(Function):
         if compat.any_autocast() and compat.autocast_dtype(grad_a.device) is not None:
             with without_autocast(grad_a.device):
                 return SmallMLPFunction.backward(ctx, grad_a)
-        saved, depth = list(ctx.saved_tensors), ctx.chain.depth
-        if torch.is_grad_enabled() or listening or torch.compiler.is_compiling():
+        chain, saved, needs = ctx.chain, list(ctx.saved_tensors), ctx.needs_input_grad
+        depth = chain.depth
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             if _versions(ctx.tensors) != ctx.versions:
                 raise RuntimeError(MODIFIED)
             small.gradients_were_differentiated |= _to_be_differentiated()
             inputs = saved[depth], *ctx.tensors
-            return _chain_backward(ctx, ctx.chain.but(recompute=True), grad_a, (), inputs)
+            return _chain_backward(ctx, chain.but(recompute=True), grad_a, (), inputs)
         compat.release_saved_tensors(ctx)
         weights, s, a = saved[:depth], saved[depth : 2 * depth + 1], saved[depth : 2 * depth]
         for at, l in enumerate(ctx.beside, start=2 * depth + 1):
             a[l] = saved[at]
         del saved
-        needs = ctx.needs_input_grad
-        return small.backward(ctx.acts, weights, a, s, needs, grad_a, ctx.large)
+        if not listening or compat.transforms_active():
+            return small.backward(ctx.acts, weights, a, s, needs, grad_a, ctx.large)
+        chain, needs = chain.but(acts=ctx.acts), (needs[0], *needs[2:])
+        a_kept, sent = {l: a[l] for l in ctx.beside}, Adjoints(chain, grad_a, ())
+        note = noting(ctx, needs)
+        grads = backward_pass(aten, chain, ctx.tensors, s, a_kept, needs, sent, note)
+        return grads[0], None, *grads[1:]
 
 
 MODIFIED = (
