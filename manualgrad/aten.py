@@ -268,7 +268,7 @@ def _times_prime(adjoint, s, act):
 
 def bp3_bias_gradient(rows, dtype=None):
     """BP3: grad_b C = sum over examples of delta.  rows (any, N).  Returns (N,) in dtype."""
-    return rows.sum(0) if dtype is None or dtype is rows.dtype else rows.sum(0, dtype=dtype)
+    return rows.sum(0) if dtype is rows.dtype else rows.sum(0, dtype=dtype)
 
 
 def bp4_weight_gradient(delta, x, into=None):

@@ -24,7 +24,6 @@ def front_door(
     composite computes the same in PyTorch's own operations: for forward mode, wherever PyTorch
     gets a Function wrong, and for graphs under backend("torch"). in_graphs: what other graphs, of
     torch.compile and torch.export, hold instead of the Function; it must bring its own backward.
-
     """
     directly = without_prologue(function)
 

@@ -7,9 +7,10 @@ Gradients of gradients. Besides a^L the node returns, hidden from the caller, th
 that backward keeps. When backward itself is to be differentiated (create_graph=True) it runs on the
 reference equations with those as variables; the adjoint that this sends to a hidden s^l is added
 where s^l was made, as any successor's is (eq. 13). Second and higher derivatives thus need no rule
-of their own beyond sigma'', and no second forward pass, but for chains that keep their input alone:
-those with recompute, and narrow ones on a GPU. A graph that torch.compile traced has no second
-derivatives: what it sends to a hidden s^l is zero, and ctx.traced says to leave that out.
+of their own beyond sigma'', and no second forward pass, but for chains whose node returns a^L
+alone: those with recompute, narrow ones on a GPU, and small ones on a CPU. A graph that
+torch.compile traced has no second derivatives: what it sends to a hidden s^l is zero, and
+ctx.traced says to leave that out.
 """
 
 from collections.abc import Sequence
@@ -188,7 +189,7 @@ class SmallMLPFunction(Function):
     def forward(ctx: Any, x: Tensor, chain: Chain, *tensors: Any) -> tuple[Tensor]:
         """x (M, K); tensors W1 (N1, K), b1 (N1,) or None, ...  Returns (a^L,)."""
         beside, if_finite = gates.about(chain.acts)
-        acts, large = if_finite or chain.acts, small.large(x, tensors[::2])
+        acts, large = if_finite or chain.acts, small.has_large_products(x, tensors[::2])
         a, s = small.forward(acts, x, tensors, large)
         if if_finite and not aten.finite(a[-1]):
             acts = chain.acts

@@ -118,10 +118,10 @@ def _in_blocks(left: Tensor, right: Tensor, bias: Tensor | None = None, *, examp
     blocks = zip(left.tensor_split(count, 1), right.tensor_split(count, 1), strict=True)
     for i, (left_block, right_block) in enumerate(blocks):
         right_block = _dense(right_block)
-        for sum_, some in zip(
+        for rows, some in zip(
             total.tensor_split(parts), left_block.tensor_split(parts), strict=True
         ):
-            put = sum_.add_ if i else sum_.copy_
+            put = rows.add_ if i else rows.copy_
             put(_onednn(some.contiguous(), right_block, None if i else bias))
     return total
 

@@ -19,8 +19,7 @@ from torch import Tensor
 from manualgrad import aten, backends, compat, gates, products
 from manualgrad.activations import Activation
 from manualgrad.chain import Chain
-from manualgrad.compat import PLAIN
-from manualgrad.keeping import PLAIN_OR_NONE
+from manualgrad.keeping import plain_on_cpu
 
 BYTES = 1 << 20  # of x, and of each a^l, at most
 gradients_were_differentiated = False
@@ -32,11 +31,11 @@ def takes(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> bool:
 
     With a frozen weight it is not: some a^l would be kept for nothing.
     """
-    if chain.branches or chain.recompute or gradients_were_differentiated or not x.is_cpu:
+    if chain.branches or chain.recompute or gradients_were_differentiated:
         return False
-    if type(x) not in PLAIN or not PLAIN_OR_NONE.issuperset(map(type, tensors)):
+    if backends.mode() != "auto" or compat.dispatch_modes_active():
         return False
-    if backends.mode() != "auto" or compat.dispatch_modes_active() or x.nbytes > BYTES:
+    if not plain_on_cpu(x, tensors) or x.nbytes > BYTES:
         return False
     M, size = x.shape[0], x.element_size()
     widths = [weight.shape[0] for weight in tensors[::2] if weight.requires_grad]
@@ -58,7 +57,7 @@ def kernels(acts: tuple[Activation, ...]) -> list[Kernels]:
     ]
 
 
-def large(x: Tensor, weights: Sequence[Tensor]) -> bool:
+def has_large_products(x: Tensor, weights: Sequence[Tensor]) -> bool:
     """Whether manualgrad.products may have to say something about a chain's products."""
     float32 = x.dtype is torch.float32
     return float32 and x.shape[0] * max(map(Tensor.numel, weights)) >= products.LARGE
