@@ -4,10 +4,8 @@ The launches are the library's own, rehearsed on tensors without memory, so what
 is what a GPU would be given.
 """
 
-import functools
 import importlib
 import importlib.util
-import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
+from benchmarks import narrow
 from benchmarks.machine_code import disassembled, main_loop, number
 
 # shared memory a block may have, and multiprocessors: H200, B200, RTX 5090, A100, MI300X
@@ -123,12 +122,8 @@ def cases(targets: tuple[str, ...] = tuple(TARGETS)) -> Iterator[Case]:
             if name != "identity":
                 yield Case("sigma_pass", target, name)
         yield Case("bp3_bias_gradient", target, "identity")
-        most = ops.narrow_launch.widest(machine(target))
-        for depth in (2, ops.narrow_launch.IN_REGISTERS, ops.narrow_launch.DEEPEST):
-            for name, ends in (("relu", (3, 4)), ("gelu", (most, most))):
-                sizes = (ends[0], *[most] * (depth - 1), ends[1])
-                for way in ("narrow_forward", "narrow_backward"):
-                    yield Case(way, target, name, sizes=sizes, skips=name == "gelu")
+        for way, sizes, name, skips in narrow.shapes(machine(target)):
+            yield Case(way, target, name, sizes=sizes, skips=skips)
 
 
 def rehearsed(case: Case):
@@ -157,24 +152,8 @@ def rehearsed(case: Case):
             case "sigma_pass":
                 ops.sigma_pass(z, act)
             case _:
-                _narrow(case, act, dtype)
+                narrow.launch(case.operation, case.sizes, act, case.skips, dtype)
     return rehearsal.launches[0]
-
-
-def _narrow(case: Case, act: Any, dtype: torch.dtype) -> None:
-    """Launch a narrow chain's kernel; with skips, one over each layer but the first and last."""
-    ops, sizes = kernels(), case.sizes
-    empty = functools.partial(torch.empty, dtype=dtype, device="meta")
-    weights = [empty(outputs, inputs) for inputs, outputs in itertools.pairwise(sizes)]
-    biases = [empty(outputs) for outputs in sizes[1:]]
-    inner = range(2, len(weights)) if case.skips else ()
-    layers = [ops.Layer(act, l, *(("post", l - 1, 0.5) if l in inner else ()))
-              for l in range(1, len(weights) + 1)]  # fmt: skip
-    x, grad_a = empty(1 << 20, sizes[0]), empty(1 << 20, sizes[-1])
-    if case.operation == "narrow_forward":
-        ops.narrow_forward(x, weights, biases, layers)
-    else:
-        ops.narrow_backward(grad_a, x, weights, biases, layers)
 
 
 def build(launched, target: str):

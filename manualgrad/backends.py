@@ -169,8 +169,9 @@ class backend(contextlib.ContextDecorator):
 
     "auto": by the table and by what ``manualgrad.tune`` measured. "torch": ATen only. "triton": the
     kernels for every operation, so that they can be tested; a tensor they cannot take is a
-    ValueError. "narrow": as "auto", but chains run in one kernel each way, in every dtype, or are a
-    ValueError. Gradients that are to be differentiated themselves always run on the equations.
+    ValueError. "narrow": as "auto", but chains run in one kernel each way, or forward alone, in
+    every dtype, or are a ValueError. Gradients that are to be differentiated themselves always run
+    on the equations.
 
     Holds for the whole process, since backward passes run in threads of their own: do not enter it
     in one thread while another computes. Raises ValueError for another name, and for "triton" and

@@ -127,7 +127,8 @@ class Chain:
     acts_if_finite: acts to try first, as if no z were infinite (manualgrad.gates), or None.
     finite: the forward pass found every z finite; then the chain is that call's own.
     rows: of a tile in which all layers are walked (manualgrad.tiling); 0: all rows together.
-    narrow: one kernel walks all layers (manualgrad.narrow).
+    narrow: one kernel walks all layers (manualgrad.narrow): "backward", and forward as well, or
+        "forward" alone; "" for neither.
     hides_top: s^L is a hidden output, because it is not the output a^L itself.
     skips: as they were given, in the order of their ends. scales: those that are tensors.
     """
@@ -154,7 +155,7 @@ class Chain:
         self.acts_if_finite: Any = None
         self.finite = False
         self.rows = 0
-        self.narrow = False
+        self.narrow = ""
         self.skips, self.scales = skips, ()
         if skips:
             self._add(sorted(skips, key=lambda skip: skip.end))

@@ -9,6 +9,7 @@ from manualgrad.activations import activation_of
 from manualgrad.backends import BP1, BP2, BP3, BP4, FORWARD, Choice, choose
 from manualgrad.chain import Chain
 from manualgrad.functional import as_autocast_casts
+from manualgrad.narrow import NO_GPU
 from manualgrad.operands import check
 
 
@@ -17,6 +18,7 @@ class Explanation:
 
     ``depth``: the number of layers. ``rows``: over how many rows at a time they walk, 0 for all.
     ``narrow``: why they do not run in one kernel each way, or None where they do.
+    ``narrow_forward``: the same of forward alone.
     """
 
     def __init__(
@@ -24,9 +26,11 @@ class Explanation:
         choices: dict[str, Choice],
         depth: int = 1,
         rows: int = 0,
-        why_not_narrow: str | None = narrow.NO_GPU,
+        narrow: str | None = NO_GPU,
+        narrow_forward: str | None = NO_GPU,
     ):
-        self.choices, self.depth, self.rows, self.narrow = choices, depth, rows, why_not_narrow
+        self.choices, self.depth, self.rows = choices, depth, rows
+        self.narrow, self.narrow_forward = narrow, narrow_forward
 
     def __repr__(self) -> str:
         table = [(name, c.backend, c.reason) for name, c in self.choices.items()]
@@ -38,7 +42,9 @@ class Explanation:
         elif self.depth > 1:
             rows = f"in tiles of {self.rows} rows" if self.rows else "over all rows at once"
             lines.append(f"{chain} is walked {rows}")
-            if self.narrow != narrow.NO_GPU:
+            if self.narrow_forward is None:
+                lines[-1] = f"{chain} runs forward in one kernel, and backward layer by layer"
+            if self.narrow != NO_GPU:
                 lines.append(f"and not in one kernel each way: {self.narrow}")
         return "\n".join(lines)
 
@@ -84,4 +90,5 @@ def explain(
     chain = Chain((act,) * (depth + 1))
     tensors = [own for _ in range(depth) for own in (weight.detach(), None)]  # none is shared
     rows = tiling.rows_at_once(chain, x, tensors)
-    return Explanation(choices, depth, rows, narrow.why_not(chain, x, tensors))
+    reasons = (narrow.why_not(chain, x, tensors, way) for way in ("backward", "forward"))
+    return Explanation(choices, depth, rows, *reasons)

@@ -55,8 +55,9 @@ def mlp(
 
     Returns (..., N_L). Gradients of any order flow to input, weights, biases and the scales of
     skips. Backward keeps z^l for activations whose sigma' is written in z (gelu, silu, ...), a^l
-    for the others (both where that is little memory: manualgrad.gates; neither in a narrow chain on
-    a GPU: manualgrad.narrow), and frees each as soon as its layer is done.
+    for the others (both where that is little memory: manualgrad.gates; neither in a chain that a
+    GPU walks in one kernel each way: manualgrad.narrow), and frees each as soon as its layer is
+    done.
 
     Raises as ``linear_act`` does, and ValueError for lists of different lengths and for skips that
     leave the chain or join layers of different widths.

@@ -155,11 +155,11 @@ def _chain_backward(ctx: Any, chain: Chain, grad_a: Any, grad_hidden: Any, input
         if chain.rows and tiling.takes(grad_a, grad_hidden):
             grad_x, *grads = tiling.backward(chain, saved, all_needs, adjoint)
             return grad_x, None, *grads
-        if chain.narrow and narrow.takes(grad_a):
+        if chain.narrow == "backward" and narrow.takes(grad_a):
             grad_x, *grads = narrow.backward(chain, saved, all_needs, adjoint)
             return grad_x, None, *grads
     if chain.recompute:
-        chain = chain.but(recompute=False, narrow=False)
+        chain = chain.but(recompute=False, narrow="forward" if chain.narrow else "")
         x, *tensors = saved
         again = _mlp if differentiated else MLPFunction.forward
         output = again(x, chain, *tensors)
@@ -248,7 +248,7 @@ def walked_forward(
 ) -> tuple[Tensor, ...]:
     """Layer after layer: in one kernel, in tiles of rows, or over all of them."""
     if chain.narrow:
-        return narrow.forward(chain, x, tensors)
+        return narrow.forward(chain, x, tensors, hidden)
     return tiling.forward(chain, x, tensors, hidden)
 
 

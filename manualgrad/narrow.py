@@ -2,7 +2,8 @@
 
 What may go that way, and how a Chain is told to the kernels (triton_kernels/narrow.py). Only the
 input is kept, as with recompute. Derivatives of derivatives, and whoever listens to single layers,
-take the layers one by one.
+take the layers one by one. So does backward where layers are too wide for it: then forward, still
+in one kernel, writes what each layer keeps.
 """
 
 from collections.abc import Sequence
@@ -23,11 +24,14 @@ HALF = (torch.float16, torch.bfloat16)
 def prepared(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> Chain:
     """The chain that runs in one kernel each way if these tensors can and it pays; else as it is.
 
-    x (M, K). Raises ValueError under backend("narrow") where they cannot.
+    Or in one kernel forward alone.  x (M, K). Raises ValueError under backend("narrow") where they
+    cannot do that either.
     """
-    reason = why_not(chain, x, tensors)
+    if why_not(chain, x, tensors, "backward") is None:
+        return chain.but(recompute=True, narrow="backward")
+    reason = why_not(chain, x, tensors, "forward")
     if reason is None:
-        return chain.but(recompute=True, narrow=True)
+        return chain.but(narrow="forward")
     if backends.mode() == "narrow":
         raise ValueError(
             f"manualgrad: backend 'narrow' cannot run this chain: {reason}; use "
@@ -36,8 +40,11 @@ def prepared(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> Chain:
     return chain
 
 
-def why_not(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> str | None:
-    """Why a chain does not run in one kernel each way, or None."""
+def why_not(chain: Chain, x: Tensor, tensors: Sequence[Any], way: str) -> str | None:
+    """Why a chain does not run in one kernel each way, or forward, or None.
+
+    way: "backward", which includes forward, or "forward".
+    """
     mode = backends.mode()
     if mode != "narrow":
         if not x.is_cuda:
@@ -56,7 +63,7 @@ def why_not(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> str | None:
         if reason:
             return reason
     sizes = [x.shape[1], *map(len, weights)]
-    return triton_kernels().narrow_problem(sizes, slots_of(chain, tensors), x)
+    return triton_kernels().narrow_problem(sizes, slots_of(chain, tensors), x, way)
 
 
 def slots_of(chain: Chain, tensors: Sequence[Any]) -> list[tuple[int, int]]:
@@ -76,10 +83,15 @@ def _told(chain: Chain, tensors: Sequence[Any]) -> tuple[list[Any], list[Any], l
     return weights, biases, layers
 
 
-def forward(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> tuple[Tensor]:
-    """(a^L,).  x (M, K)."""
+def forward(chain: Chain, x: Tensor, tensors: Sequence[Any], hidden: bool) -> tuple[Tensor, ...]:
+    """What forward_pass returns.  x (M, K)."""
     weights, biases, layers = _told(chain, tensors)
-    return (triton_kernels().narrow_forward(x, weights, biases, layers),)
+    s_of, a_of = (
+        range(1, chain.depth + chain.hides_top),
+        (l for l in chain.keeps_a if l < chain.depth),
+    )
+    kept = (s_of, list(a_of)) if hidden else ()
+    return triton_kernels().narrow_forward(x, weights, biases, layers, *kept)
 
 
 def takes(grad_a: Any) -> bool:

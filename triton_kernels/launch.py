@@ -203,10 +203,8 @@ def precision_of(dtype: torch.dtype) -> str | None:
 def _machine(index: int) -> Machine:
     properties = torch.cuda.get_device_properties(index)
     shared = properties.shared_memory_per_block_optin
-    if torch.version.hip:
-        return Machine("hip", 0, properties.multi_processor_count, shared)
-    arch = 10 * properties.major + properties.minor
-    return Machine("cuda", arch, properties.multi_processor_count, shared)
+    arch = 0 if torch.version.hip else 10 * properties.major + properties.minor
+    return Machine("cuda" if arch else "hip", arch, properties.multi_processor_count, shared)
 
 
 def machine_of(tensor: Tensor) -> Machine:
@@ -254,7 +252,7 @@ def run(
     """Launch a kernel.
 
     reads, writes: name -> a tensor, None, (a matrix, its tile that is copied at a time), or a list
-    of tensors and None, to be read as a tuple.
+    of tensors and None, to be given as a tuple.
     Parameters NAME_stride and NAME_step get the strides of rows and columns; None for None: then
     the compiled kernel has neither.
     DTYPE, ACC and PRECISION follow from the first tensor. options: without a tile, the compiler's.
@@ -262,13 +260,15 @@ def run(
     In Triton's interpreter bfloat16 is computed in float32, on copies, and rounded by torch:
     there a bfloat16 product is garbage, without a word.
     """
-    given, tensors = reads | writes, {}
-    for name, what in given.items():
-        matrix, block = what if isinstance(what, tuple) else (what, None)
-        if isinstance(matrix, list):
-            arguments[name] = tuple(map(_widened, matrix))
+    matrices: dict[str, tuple[list, list]] = {}  # as given, as the kernel gets them
+    for name, what in (reads | writes).items():
+        if isinstance(what, list):
+            matrices[name] = what, list(map(_widened, what))
+            arguments[name] = tuple(matrices[name][1])
             continue
-        tensors[name] = matrix = _widened(matrix)
+        given, block = what if isinstance(what, tuple) else (what, None)
+        matrix = _widened(given)
+        matrices[name] = [given], [matrix]
         if matrix is not None and block and tile and tile.tma:
             arguments[name] = TensorDescriptor.from_tensor(matrix, list(block))
         else:
@@ -276,7 +276,7 @@ def run(
         for axis, suffix in ((0, "_stride"), (1, "_step")):
             if name + suffix in kernel.arg_names:
                 arguments[name + suffix] = None if matrix is None else matrix.stride(axis)
-    first = next(iter(tensors.values()))
+    first = next(iter(matrices.values()))[1][0]
     arguments["ACC"] = tl.float64 if first.dtype == torch.float64 else tl.float32
     if "DTYPE" in kernel.arg_names:
         arguments["DTYPE"] = TYPES[first.dtype]
@@ -288,10 +288,10 @@ def run(
         return
     with torch.cuda.device_of(first) if first.is_cuda else contextlib.nullcontext():
         kernel[grid](**arguments, **options)
-    for name, what in writes.items():
-        matrix = what[0] if isinstance(what, tuple) else what
-        if matrix is not None and tensors[name] is not matrix:
-            matrix.copy_(tensors[name])
+    for name in writes:
+        for matrix, written in zip(*matrices[name], strict=True):
+            if written is not matrix:
+                matrix.copy_(written)
 
 
 def _widened(matrix: Tensor | None) -> Tensor | None:

@@ -3,6 +3,7 @@
 Where layers have few neurons, a chain's time is that of its activations' way to memory and back.
 Here a program holds some examples and all weights, and walks l = 1..L with nothing in between. Only
 the input is kept: backward walks forward again, then BP1, and per layer BP4, BP3 and BP2, on tiles.
+Where layers are too wide for that, forward writes what backward, layer by layer, wants to read.
 
 Sums over examples are made in a fixed order: each program adds up its own examples', in a part of a
 buffer that nobody else touches, and the parts are added at the end.
@@ -13,6 +14,8 @@ buffer that nobody else touches, and the parts are added at the end.
 
 import triton
 import triton.language as tl
+
+from .tiles import halves
 
 
 @triton.jit
@@ -47,6 +50,28 @@ def _examples(matrix, row, N: tl.constexpr, stride, PADDED_N: tl.constexpr):
 
 
 @triton.jit
+def _write_examples(matrix, tile, row, M, N: tl.constexpr, stride, PADDED_N: tl.constexpr):
+    """Rows of a matrix, where they and their columns lie inside."""
+    column = tl.arange(0, PADDED_N)[None, :]
+    at = matrix + row.to(tl.int64)[:, None] * stride + column
+    tl.store(at, tile, mask=(row < M)[:, None] & (column < N))
+
+
+@triton.jit
+def _sigma(z, SIGMA: tl.constexpr, ACC: tl.constexpr):
+    """sigma(z), rounded. Of a wide tile one half after the other, for want of registers."""
+    if z.shape[1] > 64:
+        left, right = halves(z)
+        left = SIGMA(left.to(ACC)).to(z.dtype)
+        tl.debug_barrier()  # else the compiler mixes the two
+        right = SIGMA(right.to(ACC)).to(z.dtype)
+        sigma = tl.reshape(tl.permute(tl.join(left, right), (0, 2, 1)), z.shape)
+    else:
+        sigma = SIGMA(z.to(ACC)).to(z.dtype)
+    return sigma
+
+
+@triton.jit
 def _layer(zs, activations, weight, bias, l: tl.constexpr, SIZES: tl.constexpr,
            PADDED: tl.constexpr, SIGMA: tl.constexpr, KIND: tl.constexpr, START: tl.constexpr,
            SCALE: tl.constexpr, DTYPE: tl.constexpr, ACC: tl.constexpr,
@@ -63,7 +88,7 @@ def _layer(zs, activations, weight, bias, l: tl.constexpr, SIZES: tl.constexpr,
     z = acc.to(DTYPE)
     sigma = z
     if SIGMA[l] is not None:
-        sigma = SIGMA[l](z.to(ACC)).to(DTYPE)
+        sigma = _sigma(z, SIGMA[l], ACC)
     a = sigma
     if KIND[l] == "out":
         a = (activations[START[l]].to(ACC) + SCALE[l] * sigma.to(ACC)).to(DTYPE)
@@ -79,11 +104,14 @@ def _stashed(scratch, number: tl.constexpr, WIDEST: tl.constexpr, ROWS: tl.const
 
 
 @triton.jit
-def _forward(first, tiles, biases, scratch, L: tl.constexpr, SIZES: tl.constexpr,
-             PADDED: tl.constexpr, WIDEST: tl.constexpr, SIGMA: tl.constexpr, OF_A: tl.constexpr,
-             KIND: tl.constexpr, START: tl.constexpr, SCALE: tl.constexpr, DTYPE: tl.constexpr,
-             ACC: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """(s^0..s^L, a^0..a^L) of some examples; put down in scratch as well, if there is one."""
+def _forward(first, tiles, biases, scratch, s_hidden, a_hidden, row, M, L: tl.constexpr,
+             SIZES: tl.constexpr, PADDED: tl.constexpr, WIDEST: tl.constexpr, SIGMA: tl.constexpr,
+             OF_A: tl.constexpr, KIND: tl.constexpr, START: tl.constexpr, SCALE: tl.constexpr,
+             DTYPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """(s^0..s^L, a^0..a^L) of some examples.
+
+    Put down in scratch as well, if there is one, and in the matrices of s_hidden and a_hidden.
+    """
     zs, kept, activations = (first,), (first,), (first,)
     for l in tl.static_range(1, L + 1):
         z, sigma, above = _layer(zs, activations, tiles[l - 1], biases[l - 1], l, SIZES, PADDED,
@@ -93,6 +121,10 @@ def _forward(first, tiles, biases, scratch, L: tl.constexpr, SIZES: tl.constexpr
         if scratch is not None and l < L:
             tl.store(_stashed(scratch, 2 * l, WIDEST, first.shape[0], PADDED[l]), kept[l])
             tl.store(_stashed(scratch, 2 * l + 1, WIDEST, first.shape[0], PADDED[l]), above)
+        if s_hidden[l] is not None:
+            _write_examples(s_hidden[l], kept[l], row, M, SIZES[l], SIZES[l], PADDED[l])
+        if a_hidden[l] is not None:
+            _write_examples(a_hidden[l], above, row, M, SIZES[l], SIZES[l], PADDED[l])
     return kept, activations
 
 
@@ -100,6 +132,7 @@ def _forward(first, tiles, biases, scratch, L: tl.constexpr, SIZES: tl.constexpr
 def narrow_forward_kernel(
     x, weights, biases,  # (M, K); tuples of W^l (N_l, N_{l-1}) and b^l (N_l,), or None
     a,                   # out: (M, N_L)
+    s_hidden, a_hidden,  # out: of each layer 0..L (M, N_l), what sigma' is written in and a^l; None
     M, x_stride, a_stride, strides, PROGRAMS,
     L: tl.constexpr, SIZES: tl.constexpr, PADDED: tl.constexpr,
     SAME: tl.constexpr,  # the first layer, from 0, with the same weight: its own, or one it shares
@@ -113,11 +146,10 @@ def narrow_forward_kernel(
                          disable_licm=True):  # fmt: skip
         row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
         first = _examples(x, tl.minimum(row, M - 1), SIZES[0], x_stride, PADDED[0])
-        _, activations = _forward(first, tiles, biases, None, L, SIZES, PADDED, PADDED[0], SIGMA,
-                                  OF_A, KIND, START, SCALE, DTYPE, ACC, PRECISION)  # fmt: skip
-        column = tl.arange(0, PADDED[L])[None, :]
-        at = a + row.to(tl.int64)[:, None] * a_stride + column
-        tl.store(at, activations[L], mask=(row < M)[:, None] & (column < SIZES[L]))
+        _, activations = _forward(first, tiles, biases, None, s_hidden, a_hidden, row, M, L, SIZES,
+                                  PADDED, PADDED[0], SIGMA, OF_A, KIND, START, SCALE, DTYPE, ACC,
+                                  PRECISION)  # fmt: skip
+        _write_examples(a, activations[L], row, M, SIZES[L], a_stride, PADDED[L])
 
 
 @triton.jit
@@ -162,7 +194,7 @@ def narrow_backward_kernel(
     scratch,                     # (PROGRAMS, 2 L BLOCK_M WIDEST) for tiles on the way, or None
     M, x_stride, grad_a_stride, grad_x_stride, strides, PROGRAMS, SIZE,
     L: tl.constexpr, SIZES: tl.constexpr, PADDED: tl.constexpr, SAME: tl.constexpr,
-    WIDEST: tl.constexpr,
+    WIDEST: tl.constexpr, NONE: tl.constexpr,  # NONE: a None for each layer 0..L
     OFFSETS: tl.constexpr,  # where in a part a layer's gradients stand; equal where one is shared
     SIGMA: tl.constexpr, SIGMA_PRIME: tl.constexpr, OF_A: tl.constexpr,
     KIND: tl.constexpr, START: tl.constexpr, SCALE: tl.constexpr,
@@ -179,8 +211,8 @@ def narrow_backward_kernel(
             tl.debug_barrier()  # nobody still picks up what is now put down anew
         row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
         first = _examples(x, tl.minimum(row, M - 1), SIZES[0], x_stride, PADDED[0])
-        kept, activations = _forward(first, tiles, biases, scratch, L, SIZES, PADDED, WIDEST, SIGMA,
-                                     OF_A, KIND, START, SCALE, DTYPE, ACC,
+        kept, activations = _forward(first, tiles, biases, scratch, NONE, NONE, row, M, L, SIZES,
+                                     PADDED, WIDEST, SIGMA, OF_A, KIND, START, SCALE, DTYPE, ACC,
                                      PRECISION)  # fmt: skip
         adjoint = _examples(grad_a, tl.minimum(row, M - 1), SIZES[L], grad_a_stride, PADDED[L])
         adjoint = tl.where((row < M)[:, None], adjoint.to(ACC), 0.0)  # beyond the edge: no delta
@@ -210,6 +242,5 @@ def narrow_backward_kernel(
             adjoint = tl.dot(rounded, tiles[l - 1], input_precision=PRECISION, out_dtype=ACC)
         if grad_x is not None:
             adjoint = _sent(adjoint, sent, 0, L, KIND, START, False)
-            column = tl.arange(0, PADDED[0])[None, :]
-            at = grad_x + row.to(tl.int64)[:, None] * grad_x_stride + column
-            tl.store(at, adjoint.to(DTYPE), mask=(row < M)[:, None] & (column < SIZES[0]))
+            adjoint = adjoint.to(DTYPE)
+            _write_examples(grad_x, adjoint, row, M, SIZES[0], grad_x_stride, PADDED[0])

@@ -15,6 +15,7 @@ from .operands import expect, row_major
 
 DEEPEST = 8  # layers with weights of their own
 LONGEST = 16  # layers; only where some share their weights
+FEWEST = 64  # rows of a tile: of fewer there are no products by whole warp groups
 IN_REGISTERS = 4  # layers whose tiles backward holds at once; of more they go through a cache
 
 
@@ -33,18 +34,24 @@ class Layer:
     scale: float = 1.0
 
 
-def widest(machine: launch.Machine) -> int:
-    """Neurons or inputs a layer may have: more, and the compiler runs out of registers."""
+def widest(machine: launch.Machine, way: str) -> int:
+    """Neurons or inputs a layer may have: more, and the compiler runs out of registers.
+
+    way: "backward", or "forward" alone.
+    """
     wgmma = machine.arch == 90 or (100 <= machine.arch < 120 and launch.TRITON >= (3, 9))
-    return 64 if wgmma or machine.family == "interpreter" else 32
+    if wgmma or machine.family == "interpreter":
+        return 64 if way == "backward" else 128
+    return 32  # weights are operands in registers
 
 
-def problem(sizes: Sequence[int], slots: Sequence[Any], like: Tensor) -> str | None:
+def problem(sizes: Sequence[int], slots: Sequence[Any], like: Tensor, way: str) -> str | None:
     """Why the kernels cannot take layers of these sizes, input first, where like is; or None.
 
-    slots: whose parameters each layer uses.
+    slots: whose parameters each layer uses. way: "backward" (forward included), or "forward".
     """
-    most = widest(launch.machine_of(like))
+    machine = launch.machine_of(like)
+    most = widest(machine, way)
     own = len(set(slots))
     if own > DEEPEST or len(slots) > LONGEST:
         return (
@@ -55,7 +62,19 @@ def problem(sizes: Sequence[int], slots: Sequence[Any], like: Tensor) -> str | N
         return f"a layer has {max(sizes)} neurons or inputs, and {most} are the most here"
     if min(sizes) == 0:
         return "a layer has no neurons"
+    needed = _shared_memory(sizes, slots, like.itemsize, FEWEST)
+    if needed > machine.shared_memory:
+        return (
+            f"its weights need {needed} bytes of shared memory; there are {machine.shared_memory}"
+        )
     return None
+
+
+def _shared_memory(sizes: Sequence[int], slots: Sequence[Any], itemsize: int, rows: int) -> int:
+    """Bytes that forward needs at most: for each weight once, and a tile on its way."""
+    padded = [_padded(size) for size in sizes]
+    own = {slot: N * K for slot, N, K in zip(slots, padded[1:], padded, strict=False)}
+    return itemsize * (sum(own.values()) + rows * max(padded)) + 1024
 
 
 def _padded(size: int) -> int:
@@ -67,9 +86,10 @@ def _tile(machine: launch.Machine, most: int, backward: bool, M: int) -> tuple[i
     """(rows of a tile, warps, programs)."""
     if machine.family == "interpreter":
         return 16, 4, 2
-    rows, warps = (64, 8 if most > 32 else 4) if backward else (128, 4)
-    if machine.arch >= 100 or launch.cdiv(M, rows) < machine.multiprocessors:
-        rows = 64
+    rows, warps = (64, 8 if most > 32 else 4) if backward else (128, 8 if most > 64 else 4)
+    few = launch.cdiv(M, rows) < machine.multiprocessors
+    if most <= 64 if machine.arch >= 100 else few:
+        rows = FEWEST
     return rows, warps, 2 * machine.multiprocessors
 
 
@@ -78,7 +98,7 @@ def _operands(call: str, x: Tensor, weights: Sequence[Tensor], biases: Sequence[
     sizes = [x.shape[1], *(weight.shape[0] for weight in weights)]
     for l, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         expect(call, weight=(weight, (sizes[l + 1], sizes[l])), bias=(bias, (sizes[l + 1],)))
-    why = problem(sizes, [layer.slot for layer in layers], x)
+    why = problem(sizes, [layer.slot for layer in layers], x, call.removeprefix("narrow_"))
     if why:
         raise ValueError(f"manualgrad.triton_kernels.{call}: {why}")
     biases = [None if bias is None else bias.contiguous() for bias in biases]
@@ -104,19 +124,41 @@ def _plan(layers: Sequence[Layer], sizes: Sequence[int], weights: Sequence[Tenso
     }
 
 
-def narrow_forward(x, weights, biases, layers: Sequence[Layer]) -> Tensor:
-    """a^L of the whole chain.  x (M, K); weights W^l (N_l, N_{l-1}); biases b^l (N_l,) or None."""
+def narrow_forward(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    layers: Sequence[Layer],
+    s_of: Sequence[int] = (),
+    a_of: Sequence[int] = (),
+) -> tuple[Tensor, ...]:
+    """The whole chain.  x (M, K); weights W^l (N_l, N_{l-1}); biases b^l (N_l,) or None.
+
+    s_of, a_of: numbers of layers, from 1. Returns (a^L, s^l of each of s_of, a^l of each of a_of),
+    s^l what sigma' is written in: z^l, or sigma(z^l).
+    """
     x, weights, biases, sizes = _operands("narrow_forward", x, weights, biases, layers)
-    M, a = x.shape[0], x.new_empty(x.shape[0], sizes[-1])
-    rows, warps, programs = _tile(launch.machine_of(x), max(sizes), False, M)
-    programs = min(programs, launch.cdiv(M, rows))
+    machine, M, most = launch.machine_of(x), x.shape[0], max(sizes)
+    a, s_hidden, a_hidden = (
+        {l: x.new_empty(M, sizes[l]) for l in of} for of in ((len(layers),), s_of, a_of)
+    )
+    rows, warps, programs = _tile(machine, most, False, M)
+    slots = [layer.slot for layer in layers]
+    if _shared_memory(sizes, slots, x.itemsize, rows) > machine.shared_memory:
+        rows = FEWEST
+    programs, every = min(programs, launch.cdiv(M, rows)), range(len(sizes))
     launch.run(
         narrow_forward_kernel, (programs,),
-        {"x": x, "weights": weights, "biases": biases}, {"a": a},
+        {"x": x, "weights": weights, "biases": biases},
+        {
+            "a": a[len(layers)],
+            "s_hidden": [s_hidden.get(l) for l in every],
+            "a_hidden": [a_hidden.get(l) for l in every],
+        },
         options={"num_warps": warps}, M=M, PROGRAMS=programs, BLOCK_M=rows,
         **_plan(layers, sizes, weights),
     )  # fmt: skip
-    return a
+    return *a.values(), *s_hidden.values(), *a_hidden.values()
 
 
 def narrow_backward(grad_a, x, weights, biases, layers: Sequence[Layer], needs_x: bool = True):
@@ -147,7 +189,7 @@ def narrow_backward(grad_a, x, weights, biases, layers: Sequence[Layer], needs_x
         {"x": x, "grad_a": grad_a, "weights": weights, "biases": biases, "scratch": scratch},
         {"grad_x": grad_x, "parts": parts},
         options={"num_warps": warps}, M=M, PROGRAMS=programs, SIZE=size,
-        BLOCK_M=rows, WIDEST=max(padded), OFFSETS=(0, *offsets),
+        BLOCK_M=rows, WIDEST=max(padded), NONE=(None,) * len(sizes), OFFSETS=(0, *offsets),
         SIGMA_PRIME=(None, *(prime_of(layer.act, dtype) for layer in layers)),
         **_plan(layers, sizes, weights),
     )  # fmt: skip

@@ -192,6 +192,7 @@ def chains(bench: Bench) -> Iterable[Row]:
 def narrow(bench: Bench) -> Iterable[Row]:
     """A training step of a narrow chain in one kernel each way, and the activations' memory."""
     shapes = [(20, 64, 4), (20, 64, 8), (20, 32, 8), (20, 16, 4), (15, 64, 4), (10, 64, 4)]
+    shapes += [(20, 128, 4)]  # forward alone
     for power, width, depth in shapes[:1] if bench.dry else shapes:
         M, depth = bench.size(1 << power), 2 if bench.dry else depth
         sizes = [3, *[width] * (depth - 1), 4]

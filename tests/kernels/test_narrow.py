@@ -1,59 +1,17 @@
 """Whole chains in one kernel each way: against PyTorch's own operations, and through autograd."""
 
-import itertools
-
 import pytest
 import torch
 from cases import DEVICE, NAMES, normal
+from narrow_chains import SKIPS, both, compare, operands
 
 import manualgrad as mg
-from manualgrad import composite, narrow
+from manualgrad import narrow
 from manualgrad.activations import ACTIVATIONS
 from manualgrad.chain import Chain
 from manualgrad.walks import IDENTITY
 
-SKIPS = {
-    "none": [],
-    "pre": [mg.Skip(1, 2, "pre", 0.5), mg.Skip(2, 3, "pre", 0.5)],
-    "post": [mg.Skip(0, 1, "post", 0.5), mg.Skip(1, 3, "post", 2.0)],
-    "out": [mg.Skip(0, 2, "out", 0.5), mg.Skip(2, 3, "out", -1.0)],
-    "one start": [mg.Skip(1, 2, "pre"), mg.Skip(1, 3, "out", 0.5), mg.Skip(1, 4, "post", 0.5)],
-}
-
-
-def operands(M, sizes, biased=True, dtype=torch.float64):
-    """x, W1, b1, ..., WL, bL."""
-    params = []
-    for K, N in itertools.pairwise(sizes):
-        params += [
-            normal(N, K, dtype=dtype, scale=max(K, 1) ** -0.5),
-            normal(N, dtype=dtype) if biased else None,
-        ]
-    return [normal(M, sizes[0], dtype=dtype), *params]
-
-
-def both(acts, skips):
-    chain = Chain((IDENTITY, *(ACTIVATIONS[act] for act in acts)), False, skips)
-
-    def ours(x, *params):
-        with mg.backend("narrow"):
-            return mg.mlp(x, params[::2], params[1::2], list(acts), skips=skips)
-
-    return ours, lambda x, *params: composite.mlp(x, chain, *params)[0]
-
-
-def compare(acts, skips, tensors, launched, rtol=1e-10):
-    for tensor in tensors:
-        if tensor is not None:
-            tensor.requires_grad_()
-    leaves = [tensor for tensor in tensors if tensor is not None]
-    results = []
-    for net in both(acts, skips):
-        a = net(*tensors)
-        grad = torch.linspace(-1, 1, a.numel(), dtype=a.dtype, device=a.device).view(a.shape)
-        results.append((a, *torch.autograd.grad(a, leaves, grad)))
-    torch.testing.assert_close(*results, rtol=rtol, atol=rtol)
-    assert launched == ["narrow_forward_kernel", "narrow_backward_kernel"]
+BOTH_WAYS = ["narrow_forward_kernel", "narrow_backward_kernel"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -61,19 +19,19 @@ def test_every_activation(name, launched):
     acts = (name, "gelu", name)
     tensors = operands(21, [5, 9, 7, 3])
     tensors[1].data *= 0.5
-    compare(acts, [], tensors, launched)
+    compare(acts, [], tensors, launched, BOTH_WAYS)
 
 
 @pytest.mark.parametrize("kind", SKIPS)
 @pytest.mark.parametrize("acts", [("gelu", "tanh", "silu", "relu"), ("relu",) * 4], ids=str)
 def test_skips(kind, acts, launched):
-    compare(acts, SKIPS[kind], operands(37, [6] * 5), launched)
+    compare(acts, SKIPS[kind], operands(37, [6] * 5), launched, BOTH_WAYS)
 
 
 @pytest.mark.parametrize("M", [1, 15, 16, 17, 33, 65])
 @pytest.mark.parametrize("biased", [True, False])
 def test_rows_and_biases(M, biased, launched):
-    compare(("silu", "identity"), [], operands(M, [3, 18, 1], biased), launched)
+    compare(("silu", "identity"), [], operands(M, [3, 18, 1], biased), launched, BOTH_WAYS)
 
 
 @pytest.mark.parametrize("depth", [2, 5, 6, 8])
@@ -82,12 +40,12 @@ def test_depths_with_and_without_scratch_memory(depth, width, launched):
     sizes = [width] * (depth + 1)
     skips = [mg.Skip(1, depth, "out", 0.5)]
     compare(("gelu", "tanh") * (depth // 2) + ("gelu",) * (depth % 2), skips,
-            operands(20, sizes), launched)  # fmt: skip
+            operands(20, sizes), launched, BOTH_WAYS)  # fmt: skip
 
 
 def test_float32(launched):
     compare(("gelu", "silu", "identity"), [], operands(40, [3, 32, 32, 2], dtype=torch.float32),
-            launched, 1e-4)  # fmt: skip
+            launched, BOTH_WAYS, 1e-4)  # fmt: skip
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter's bfloat16 products are garbage")
@@ -105,7 +63,7 @@ def test_half_types(dtype, launched):
     for mine, theirs, true in zip(found, eager, truth, strict=True):
         allowed = 2 * (theirs - true).norm() + torch.finfo(dtype).eps * true.norm()
         assert (mine - true).norm() <= allowed
-    assert launched == ["narrow_forward_kernel", "narrow_backward_kernel"]
+    assert launched == BOTH_WAYS
 
 
 def test_shared_weights_have_one_gradient(launched):
@@ -118,7 +76,7 @@ def test_shared_weights_have_one_gradient(launched):
 
     found, expected = (torch.autograd.grad(chain(b).sum(), leaves) for b in ("narrow", "torch"))
     torch.testing.assert_close(found, expected)
-    assert launched == ["narrow_forward_kernel", "narrow_backward_kernel"]
+    assert launched == BOTH_WAYS
 
 
 @pytest.mark.parametrize(("depth", "fits"), [(12, True), (16, True), (17, False)])
@@ -136,7 +94,7 @@ def test_long_chains_of_shared_layers(depth, fits, launched):
         return
     found, expected = (torch.autograd.grad(chain(m).sum(), [x, w, b]) for m in ("narrow", "torch"))
     torch.testing.assert_close(found, expected)
-    assert launched == ["narrow_forward_kernel", "narrow_backward_kernel"]
+    assert launched == BOTH_WAYS
 
 
 @pytest.mark.parametrize("frozen", [[0], [1], [2, 3], [0, 1, 2, 3], [4, 5]], ids=str)
@@ -158,7 +116,7 @@ def test_gradcheck_and_second_derivatives():
 def test_strided_operands_and_gradients(launched):
     x, w1, b1, w2, b2 = operands(12, [6, 5, 4])
     x, w1, b1 = x.t().contiguous().t(), w1.t().contiguous().t(), b1.repeat_interleave(2)[::2]
-    compare(("gelu", "relu"), [], [x, w1, b1, w2, b2], launched)
+    compare(("gelu", "relu"), [], [x, w1, b1, w2, b2], launched, BOTH_WAYS)
     leaves = [x, w1]
     ours, native = both(("gelu", "relu"), [])
     found, expected = (
@@ -183,7 +141,7 @@ def test_an_infinite_activation_of_no_example_stays_out(launched):
     w1.fill_(1e308)
     b1.fill_(1e308)  # z1 = 0; on a row of zeros z2 would be infinite
     above[0].fill_(1e10)
-    compare(("relu", "relu", "identity"), [], [x, w1, b1, *above], launched)
+    compare(("relu", "relu", "identity"), [], [x, w1, b1, *above], launched, BOTH_WAYS)
 
 
 def test_hooks_on_single_layers_take_the_layers_one_by_one(launched):
@@ -193,7 +151,7 @@ def test_hooks_on_single_layers_take_the_layers_one_by_one(launched):
     with torch.enable_grad():
         found = torch.autograd.grad(a.sum(), tensors, create_graph=True)
     torch.testing.assert_close(found, torch.autograd.grad(native(*tensors).sum(), tensors))
-    assert launched == ["narrow_forward_kernel"]
+    assert launched == ["narrow_forward_kernel"] * 2  # then with what each layer keeps
 
 
 @pytest.mark.parametrize(
@@ -201,7 +159,7 @@ def test_hooks_on_single_layers_take_the_layers_one_by_one(launched):
     [
         ([3, 4], "one layer"),
         ([3] * 10, "9 layers, 9 of them"),
-        ([3, 65, 2], "65 neurons"),
+        ([3, 129, 2], "129 neurons"),
         ([3, 0, 2], "empty"),
     ],
 )
@@ -240,11 +198,11 @@ def test_what_is_chosen_on_a_gpu(launched):
 def test_the_fallback_is_named():
     x, *params = operands(5, [3, 4, 2], dtype=torch.float32)
     chain = Chain((IDENTITY, ACTIVATIONS["relu"], ACTIVATIONS["relu"]))
-    told = narrow.why_not(chain, x, params)
+    told = narrow.why_not(chain, x, params, "backward")
     assert told == narrow.NO_GPU if DEVICE == "cpu" else "tensor cores" in told
     for mode in ("torch", "triton"):
         with mg.backend(mode):
-            told = narrow.why_not(chain, x, params)
+            told = narrow.why_not(chain, x, params, "backward")
         assert told == narrow.NO_GPU if DEVICE == "cpu" else mode in told
 
 
@@ -256,3 +214,7 @@ def test_explain_says_which_way_a_chain_goes():
         told = mg.explain(x, weight, "gelu", depth=9)
         assert "9 layers, 9 of them with parameters of their own" in told.narrow
         assert "not in one kernel each way" in repr(told)
+        wide = mg.explain(normal(5, 80), normal(80, 80), "gelu", depth=3)
+        assert wide.narrow_forward is None
+        assert "80 neurons" in wide.narrow
+        assert "runs forward in one kernel" in repr(wide)
