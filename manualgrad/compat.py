@@ -116,6 +116,31 @@ def release_saved_tensors(ctx) -> None:
         release()
 
 
+_executes: Any = getattr(torch._C, "_will_engine_execute_node", None)
+
+
+def asked_for(ctx: Any) -> tuple[bool, ...]:
+    """ctx.needs_input_grad, but for what the backward pass that runs now does not go on to.
+
+    torch.autograd.grad(a, x) has no use for the gradients of weights; autograd's own nodes know
+    that, and a Function is not told. Where torch does not tell, all that could be asked for.
+    """
+    needs = ctx.needs_input_grad
+    if _executes is None or torch.compiler.is_compiling() or transforms_active():
+        return needs
+    nodes = [node for node, _ in ctx.next_functions if node is not None]
+    places = [place for place, needed in enumerate(needs) if needed]
+    if len(nodes) != len(places):
+        return needs
+    asked = list(needs)
+    for node, place in zip(reversed(nodes), reversed(places), strict=True):
+        try:
+            asked[place] = _executes(node)
+        except RuntimeError:  # a leaf that torch.autograd.grad was given; it is slow to say so
+            break
+    return tuple(asked)
+
+
 _use_count: Any = getattr(torch._C, "_storage_Use_Count", None)
 _default_hooks: Any = getattr(
     getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None

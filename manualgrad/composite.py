@@ -16,11 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manualgrad import compat
+from manualgrad import compat, differentiable
 from manualgrad.activations import Activation
 from manualgrad.chain import Chain, added
-from manualgrad.differentiable import differentiable
-from manualgrad.formula import rounded_once
 
 
 def linear_act(
@@ -68,7 +66,7 @@ def sigma(z: Tensor, act: Activation) -> Tensor:
         return z
     if only_native() or z.is_complex() or z.is_nested:
         return act.oracle(z)
-    return rounded_once(differentiable(act).sigma, z)
+    return differentiable.sigma(z, act)
 
 
 def only_native() -> bool:

@@ -32,6 +32,11 @@ def tanh(x):
     return _library(x).tanh(x)
 
 
+def sigmoid(x):
+    """1 / (1 + e^-x)"""
+    return torch.sigmoid(x) if isinstance(x, torch.Tensor) else 1 / (1 + _library(x).exp(-x))
+
+
 def sin(x):
     return _library(x).sin(x)
 
@@ -52,6 +57,13 @@ def maximum(x, bound: float):
 def minimum(x, bound: float):
     """The smaller of x and a constant; NaN stays NaN."""
     return torch.clamp(x, max=bound) if isinstance(x, torch.Tensor) else _library(x).Min(x, bound)
+
+
+def clip(x, low: float, high: float):
+    """x, but no less than low and no more than high; NaN stays NaN."""
+    if isinstance(x, torch.Tensor):
+        return torch.clamp(x, low, high)
+    return _library(x).Min(_library(x).Max(x, low), high)
 
 
 def where(condition, x, y):

@@ -21,11 +21,20 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from manualgrad import aten, compat, composite, equations, gates, in_place, narrow, small, tiling
+from manualgrad import (
+    aten,
+    compat,
+    composite,
+    differentiable,
+    gates,
+    in_place,
+    narrow,
+    small,
+    tiling,
+)
 from manualgrad import ops as operators
 from manualgrad.activations import Activation
 from manualgrad.chain import Chain, merged, shares
-from manualgrad.differentiable import differentiable
 from manualgrad.front_door import front_door, without_prologue
 from manualgrad.keeping import kept_for_backward, unpacked
 from manualgrad.listening import active as listening
@@ -70,10 +79,8 @@ class LinearActFunction(Function):
         act, (needs_x, _, needs_weight, needs_bias) = ctx.act, ctx.needs_input_grad
         x, weight, s = ctx.saved_tensors
         compat.release_saved_tensors(ctx)
-        ops: ModuleType = equations
-        if _to_be_differentiated():
-            act = differentiable(act)
-        else:
+        ops: ModuleType = differentiable
+        if not _to_be_differentiated():
             ops = backend_for(s if grad_a is None else grad_a)
             if ops is aten and ctx.untouched:
                 ops = in_place
@@ -139,14 +146,14 @@ class MLPFunction(Function):
 def _chain_backward(ctx: Any, chain: Chain, grad_a: Any, grad_hidden: Any, inputs: Any = None):
     """MLPFunction's backward. inputs: x and the tensors, where ctx did not keep them so."""
     recompute = chain.recompute
-    needs_x, _, *needs = ctx.needs_input_grad
+    differentiated = _to_be_differentiated()
+    needs_x, _, *needs = compat.asked_for(ctx) if differentiated else ctx.needs_input_grad
     sent = Adjoints(chain, grad_a, grad_hidden)
     top = sent.highest()  # above, nothing was used but by a derivative of a derivative
     if top == 0 or top < chain.lowest(needs_x, needs):
         return (None,) * (2 + len(needs))
     saved = list(inputs or ctx.saved_tensors)
     compat.release_saved_tensors(ctx)
-    differentiated = _to_be_differentiated()
     if inputs is None and ctx.finite and not (differentiated or torch.compiler.is_compiling()):
         chain = chain.but(acts=chain.acts_if_finite, acts_if_finite=None)
     listened = listening and not compat.transforms_active()
@@ -167,10 +174,8 @@ def _chain_backward(ctx: Any, chain: Chain, grad_a: Any, grad_hidden: Any, input
         del x, tensors, output
     tensors, s, a_kept = unpacked(chain, saved, len(needs))
     del saved, s[top + 1 :]
-    ops: ModuleType = equations
-    if differentiated:
-        chain = chain.but(acts=tuple(map(differentiable, chain.acts)))
-    else:
+    ops: ModuleType = differentiable
+    if not differentiated:
         ops = backend_for(cast(Tensor, s[top]) if grad_a is None else grad_a)
         if ops is aten and (recompute or ctx.untouched):
             ops = in_place

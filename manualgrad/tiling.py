@@ -74,7 +74,7 @@ def forward(chain: Chain, x: Tensor, tensors: Sequence[Any], hidden: bool) -> tu
 
 def takes(grad_a: Any, grad_hidden: Sequence[Any]) -> bool:
     """Whether what arrives at a chain is one plain matrix, to be walked down in tiles."""
-    if torch.compiler.is_compiling() or grad_hidden.count(None) < len(grad_hidden):
+    if torch.compiler.is_compiling() or any(grad is not None for grad in grad_hidden):
         return False
     return type(grad_a) is Tensor and grad_a.device.type == "cpu" and compat.has_memory(grad_a)
 

@@ -86,7 +86,7 @@ class Adjoints:
         self.a: dict[int, Tensor] = {} if grad_a is None else {chain.depth: grad_a}
         self.z: dict[int, Tensor] = {}
         self.branch: dict[int, Tensor] = {}
-        if grad_hidden.count(None) < len(grad_hidden):
+        if any(grad is not None for grad in grad_hidden):
             for (what, l), grad in zip(hidden_outputs(chain), grad_hidden, strict=True):
                 if grad is not None:
                     getattr(self, what)[l] = grad

@@ -11,7 +11,7 @@ from opaque import opaque_kernels
 from selection import marked
 
 import manualgrad as mg
-from manualgrad import aten, equations, ops, small
+from manualgrad import aten, differentiable, equations, ops, small
 from manualgrad.activations import activation_of
 
 ACTS = ("gelu", "relu", "identity", "leaky_relu(negative_slope=0.2)")
@@ -118,7 +118,7 @@ def test_whose_backward_runs(mode, make, kernels, monkeypatch, tmp_path):
     with setting(kernels, monkeypatch) as opaque:
         before = differentiate(make("gelu"), tensors())
         torch.testing.assert_close(before, differentiate(native("gelu"), tensors()))
-        for backend in (aten, equations, ops, *([opaque] if opaque else [])):
+        for backend in (aten, differentiable, equations, ops, *([opaque] if opaque else [])):
             rule = backend.bp4_weight_gradient
             doubled = lambda *t, rule=rule, **k: 2 * rule(*t, **k)  # noqa: E731
             monkeypatch.setattr(backend, "bp4_weight_gradient", doubled)

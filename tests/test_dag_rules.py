@@ -47,8 +47,9 @@ def test_a_rule_on_the_tape_under_autograd_and_torchs_own(name):
     v = torch.randn_like(theirs(*inputs))
     y, adjoints = on_tape(rule, inputs, v)
     same, gradients = under_autograd(rule, inputs, v)
-    assert torch.equal(y, same)
-    assert all(map(torch.equal, adjoints, gradients))
+    for ours, alike in zip([y, *adjoints], [same, *gradients], strict=True):
+        # not to the bit: torch.matmul folds a batch where a gradient is wanted, and else does not
+        torch.testing.assert_close(ours, alike, rtol=1e-14, atol=1e-14)
     right, native_gradients = under_autograd(theirs, inputs, v)
     for ours, want in zip([y, *adjoints], [right, *native_gradients], strict=True):
         assert_close(ours, want)
@@ -218,8 +219,9 @@ def test_our_own_functions_are_their_own_rules(name):
         assert_close(ours, want)
     with mg.dag.through_autograd():
         same, gradients = under_autograd(function, inputs, v)
-    assert torch.equal(y, same)
-    assert all(map(torch.equal, adjoints, gradients))
+    for ours, alike in zip([y, *adjoints], [same, *gradients], strict=True):
+        # not to the bit: torch.matmul folds a batch where a gradient is wanted, and else does not
+        torch.testing.assert_close(ours, alike, rtol=1e-14, atol=1e-14)
 
 
 def test_a_function_of_ones_own():

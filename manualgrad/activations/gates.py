@@ -8,7 +8,17 @@ import torch
 import torch.nn.functional as F
 
 from manualgrad.activations.registry import register
-from manualgrad.formula import erf, exp, full_like, log1p, maximum, minimum, tanh, where
+from manualgrad.formula import (
+    clip,
+    erf,
+    exp,
+    full_like,
+    log1p,
+    maximum,
+    sigmoid,
+    tanh,
+    where,
+)
 
 FAR = 1e4
 NEARER = 80.0  # sigma'' is differentiated as it stands, so e^NEARER must not overflow in float32
@@ -25,14 +35,15 @@ def gelu(z):
 
 def gelu_prime(z):
     """Phi(z) + z phi(z)"""
-    c = minimum(maximum(z, -FAR), FAR)
+    c = clip(z, -FAR, FAR)
     return 0.5 * (1.0 + erf(SQRT_HALF * c)) + c * INV_SQRT_TAU * exp(-0.5 * c * c)
 
 
 def gelu_second(z):
     """(2 - z^2) phi(z)"""
-    c = minimum(maximum(z, -FAR), FAR)
-    return (2.0 - c * c) * INV_SQRT_TAU * exp(-0.5 * c * c)
+    c = clip(z, -FAR, FAR)
+    square = c * c
+    return (2.0 - square) * (INV_SQRT_TAU * exp(-0.5 * square))
 
 
 register(gelu, gelu_prime, gelu_second, oracle=F.gelu)
@@ -47,14 +58,14 @@ NEAR = 30.0  # p is 0 or 1 well before; v' grows with z^2, so clip no later
 
 def gelu_tanh(z):
     """z p, p = 1 / (1 + e^-v), v = 2 sqrt(2 / pi) (z + 0.044715 z^3)"""
-    c = minimum(maximum(z, -NEAR), NEAR)
+    c = clip(z, -NEAR, NEAR)
     v = TWICE_SQRT_2_OVER_PI * (c + CUBIC * c * c * c)
     return maximum(z, -NEAR) / (1.0 + exp(-v))
 
 
 def gelu_tanh_prime(z):
     """p + z v' p (1 - p)"""
-    c = minimum(maximum(z, -0.125 * NEARER), 0.125 * NEARER)
+    c = clip(z, -0.125 * NEARER, 0.125 * NEARER)
     e = exp(-TWICE_SQRT_2_OVER_PI * (c + CUBIC * c * c * c))
     p = 1.0 / (1.0 + e)
     dv = TWICE_SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * c * c)
@@ -63,7 +74,7 @@ def gelu_tanh_prime(z):
 
 def gelu_tanh_second(z):
     """p (1 - p) (2 v' + z v'' + z v'^2 (1 - 2p))"""
-    c = minimum(maximum(z, -0.125 * NEARER), 0.125 * NEARER)
+    c = clip(z, -0.125 * NEARER, 0.125 * NEARER)
     e = exp(-TWICE_SQRT_2_OVER_PI * (c + CUBIC * c * c * c))
     p = 1.0 / (1.0 + e)
     dv = TWICE_SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * c * c)
@@ -88,16 +99,17 @@ def quick_gelu(z):
 
 def quick_gelu_prime(z):
     """p + 1.702 z p (1 - p)"""
-    c = minimum(maximum(z, -FAR), FAR)
-    p = 1.0 / (1.0 + exp(-QUICK * c))
+    c = clip(z, -FAR, FAR)
+    p = sigmoid(QUICK * c)
     return p + QUICK * c * p * (1.0 - p)
 
 
 def quick_gelu_second(z):
     """1.702 p (1 - p) (2 + 1.702 z (1 - 2p))"""
-    c = minimum(maximum(z, -0.5 * NEARER), 0.5 * NEARER)
-    p = 1.0 / (1.0 + exp(-QUICK * c))
-    return QUICK * p * (1.0 - p) * (2.0 + QUICK * c * (1.0 - 2.0 * p))
+    c = clip(z, -0.5 * NEARER, 0.5 * NEARER)
+    p = sigmoid(QUICK * c)
+    q = 1.0 - p
+    return QUICK * p * q * (2.0 + QUICK * c * (q - p))
 
 
 register(
@@ -118,16 +130,17 @@ def silu(z):
 
 def silu_prime(z):
     """p + z p (1 - p)"""
-    c = minimum(maximum(z, -FAR), FAR)
-    p = 1.0 / (1.0 + exp(-c))
+    c = clip(z, -FAR, FAR)
+    p = sigmoid(c)
     return p + c * p * (1.0 - p)
 
 
 def silu_second(z):
     """p (1 - p) (2 + z (1 - 2p))"""
-    c = minimum(maximum(z, -NEARER), NEARER)
-    p = 1.0 / (1.0 + exp(-c))
-    return p * (1.0 - p) * (2.0 + c * (1.0 - 2.0 * p))
+    c = clip(z, -NEARER, NEARER)
+    p = sigmoid(c)
+    q = 1.0 - p
+    return p * q * (2.0 + c * (q - p))
 
 
 register(silu, silu_prime, silu_second, oracle=F.silu)
@@ -143,17 +156,17 @@ def mish(z):
 
 def mish_prime(z):
     """t + z (1 - t^2) p"""
-    c = minimum(maximum(z, -FAR), FAR)
+    c = clip(z, -FAR, FAR)
     t = tanh(log1p(exp(c)))
-    p = 1.0 / (1.0 + exp(-c))
+    p = sigmoid(c)
     return t + c * (1.0 - t * t) * p
 
 
 def mish_second(z):
     """(1 - t^2) p (2 + z (1 - p - 2 t p))"""
-    c = minimum(maximum(z, -NEARER), NEARER)
+    c = clip(z, -NEARER, NEARER)
     t = tanh(log1p(exp(c)))
-    p = 1.0 / (1.0 + exp(-c))
+    p = sigmoid(c)
     return (1.0 - t * t) * p * (2.0 + c * (1.0 - p - 2.0 * t * p))
 
 
@@ -165,7 +178,7 @@ register(mish, mish_prime, mish_second, oracle=F.mish)
 
 def hardswish(z):
     """z min(max(z + 3, 0), 6) / 6"""
-    return maximum(z, -FAR) * minimum(maximum(z + 3.0, 0.0), 6.0) / 6.0
+    return maximum(z, -FAR) * clip(z + 3.0, 0.0, 6.0) / 6.0
 
 
 def hardswish_prime(z):
@@ -191,13 +204,13 @@ def gaussian(z):
 
 def gaussian_prime(z):
     """-2 z e^(-z^2)"""
-    c = minimum(maximum(z, -FAR), FAR)
+    c = clip(z, -FAR, FAR)
     return -2.0 * c * exp(-c * c)
 
 
 def gaussian_second(z):
     """(4 z^2 - 2) e^(-z^2)"""
-    c = minimum(maximum(z, -FAR), FAR)
+    c = clip(z, -FAR, FAR)
     return (4.0 * c * c - 2.0) * exp(-c * c)
 
 

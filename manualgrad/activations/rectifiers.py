@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from manualgrad.activations.registry import register
-from manualgrad.formula import exp, expm1, full_like, maximum, minimum, where
+from manualgrad.formula import clip, exp, expm1, full_like, maximum, minimum, where
 
 # identity -- the output layer of a regression, and sigma^0 of the input
 
@@ -80,7 +80,7 @@ register(leaky_relu, leaky_relu_prime, leaky_relu_second, oracle=F.leaky_relu, k
 
 def relu6(z):
     """min(max(z, 0), 6)"""
-    return minimum(maximum(z, 0.0), 6.0)
+    return clip(z, 0.0, 6.0)
 
 
 def relu6_prime(a):

@@ -10,26 +10,25 @@ import torch.nn.functional as F
 from manualgrad.activations.registry import register
 from manualgrad.formula import (
     absolute,
+    clip,
     cos,
     exp,
     expm1,
     full_like,
     log1p,
-    maximum,
     minimum,
     sin,
     where,
 )
-from manualgrad.formula import (
-    tanh as _tanh,
-)
+from manualgrad.formula import sigmoid as _sigmoid
+from manualgrad.formula import tanh as _tanh
 
 # sigmoid
 
 
 def sigmoid(z):
     """1 / (1 + e^-z)"""
-    return 1.0 / (1.0 + exp(-z))
+    return _sigmoid(z)
 
 
 def sigmoid_prime(a):
@@ -71,7 +70,7 @@ register(tanh, tanh_prime, tanh_second, oracle=torch.tanh)
 
 def hardsigmoid(z):
     """min(max(z + 3, 0), 6) / 6"""
-    return minimum(maximum(z + 3.0, 0.0), 6.0) / 6.0
+    return clip(z + 3.0, 0.0, 6.0) / 6.0
 
 
 def hardsigmoid_prime(z):
@@ -120,12 +119,12 @@ def softplus(z, beta=1.0, threshold=20.0):
 
 def softplus_prime(z, beta=1.0, threshold=20.0):
     """1 / (1 + e^-(beta z))"""
-    return where(beta * z > threshold, 1.0, 1.0 / (1.0 + exp(-beta * z)))
+    return where(beta * z > threshold, 1.0, _sigmoid(beta * z))
 
 
 def softplus_second(z, beta=1.0, threshold=20.0):
     """beta p (1 - p), p = 1 / (1 + e^-(beta z))"""
-    p = 1.0 / (1.0 + exp(-minimum(maximum(beta * z, -80.0), 80.0)))
+    p = _sigmoid(clip(beta * z, -80.0, 80.0))
     return where(beta * z > threshold, 0.0, beta * p * (1.0 - p))
 
 
@@ -139,7 +138,7 @@ HUGE = 1e30
 
 def softsign(z):
     """z / (1 + |z|)"""
-    c = minimum(maximum(z, -HUGE), HUGE)
+    c = clip(z, -HUGE, HUGE)
     return c / (1.0 + absolute(c))
 
 

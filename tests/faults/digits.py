@@ -62,7 +62,7 @@ def float32_forward_on_float64():
         def backward(ctx, grad):
             return Layer.backward(ctx, grad)
 
-    judges = {"finite differences", "oracle", "native", "conduct"}
+    judges = {"finite differences", "oracle", "native"}  # conduct too where MKL's sums vary
     options = {"reference": native}
     return Fault(Copy, (X, W, B), judges, "the output in torch.float64", options)
 

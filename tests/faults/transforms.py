@@ -7,7 +7,7 @@ import torch
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from faults.planted import CONDUCT, NUMERIC, Fault, Layer, W, X, layer, normal, planted
+from faults.planted import CONDUCT, NUMERIC, Fault, Layer, W, X, layer, planted
 
 
 @planted(3)
@@ -152,7 +152,7 @@ def forward_that_counts_its_calls():  # so that checkpoint recomputes something 
 @planted(15)
 def sum_in_no_fixed_order():
     order = itertools.cycle([False, True])
-    parts = normal(32, dtype=torch.float32).exp()
+    parts = torch.tensor([2.0**24] + 31 * [1.0])  # in float32 2^24 + 1 is 2^24
 
     class Sum(Function):
         @staticmethod

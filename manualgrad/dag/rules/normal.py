@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manualgrad import equations
+from manualgrad import differentiable, equations
 from manualgrad.activations import Activation
 from manualgrad.dag.rules.base import Rule, summed, wide
-from manualgrad.differentiable import differentiable
 from manualgrad.formula import rounded_once
 
 
@@ -29,8 +28,8 @@ class Activate(Rule):
     @staticmethod
     def backward(ctx: Any, grad: Tensor):
         (s,) = ctx.saved_tensors
-        act = differentiable(ctx.act) if torch.is_grad_enabled() else ctx.act
-        delta, _ = equations.bp1_output_error(grad, s, act)
+        ops = differentiable if torch.is_grad_enabled() else equations
+        delta, _ = ops.bp1_output_error(grad, s, ctx.act)
         return delta, None
 
 
