@@ -117,6 +117,8 @@ def release_saved_tensors(ctx) -> None:
 
 
 _executes: Any = getattr(torch._C, "_will_engine_execute_node", None)
+_pass_number: Any = getattr(torch._C, "_current_graph_task_id", lambda: -1)
+_refused = -2  # the number of the backward pass that did not want to tell
 
 
 def asked_for(ctx: Any) -> tuple[bool, ...]:
@@ -125,20 +127,23 @@ def asked_for(ctx: Any) -> tuple[bool, ...]:
     torch.autograd.grad(a, x) has no use for the gradients of weights; autograd's own nodes know
     that, and a Function is not told. Where torch does not tell, all that could be asked for.
     """
+    global _refused
     needs = ctx.needs_input_grad
     if _executes is None or torch.compiler.is_compiling() or transforms_active():
         return needs
+    number = _pass_number()
     nodes = [node for node, _ in ctx.next_functions if node is not None]
     places = [place for place, needed in enumerate(needs) if needed]
-    if len(nodes) != len(places):
+    if len(nodes) != len(places) or (number == _refused and number >= 0):
         return needs
     asked = list(needs)
     for node, place in zip(reversed(nodes), reversed(places), strict=True):
         try:
             asked[place] = _executes(node)
-        except RuntimeError:  # a leaf that torch.autograd.grad was given; it is slow to say so
+        except RuntimeError:  # a leaf that torch.autograd.grad was given; to say so takes long
+            _refused = number
             break
-    return tuple(asked)
+    return tuple(asked) if True in asked else needs
 
 
 _use_count: Any = getattr(torch._C, "_storage_Use_Count", None)

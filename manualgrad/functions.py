@@ -42,6 +42,8 @@ from manualgrad.listening import noting
 from manualgrad.ops import backend_for
 from manualgrad.walks import IDENTITY, Adjoints, backward_pass
 
+MANY = 512  # examples
+
 
 class LinearActFunction(Function):
     """a = sigma(x W^T + b), one layer: the four equations in a row."""
@@ -76,7 +78,7 @@ class LinearActFunction(Function):
             grad_z = None
         if grad_a is None and grad_z is None:
             return None, None, None, None
-        act, (needs_x, _, needs_weight, needs_bias) = ctx.act, ctx.needs_input_grad
+        act, (needs_x, _, needs_weight, needs_bias) = ctx.act, _asked_for(ctx, grad_a)
         x, weight, s = ctx.saved_tensors
         compat.release_saved_tensors(ctx)
         ops: ModuleType = differentiable
@@ -146,14 +148,14 @@ class MLPFunction(Function):
 def _chain_backward(ctx: Any, chain: Chain, grad_a: Any, grad_hidden: Any, inputs: Any = None):
     """MLPFunction's backward. inputs: x and the tensors, where ctx did not keep them so."""
     recompute = chain.recompute
-    differentiated = _to_be_differentiated()
-    needs_x, _, *needs = compat.asked_for(ctx) if differentiated else ctx.needs_input_grad
+    needs_x, _, *needs = _asked_for(ctx, grad_a)
     sent = Adjoints(chain, grad_a, grad_hidden)
     top = sent.highest()  # above, nothing was used but by a derivative of a derivative
     if top == 0 or top < chain.lowest(needs_x, needs):
         return (None,) * (2 + len(needs))
     saved = list(inputs or ctx.saved_tensors)
     compat.release_saved_tensors(ctx)
+    differentiated = _to_be_differentiated()
     if inputs is None and ctx.finite and not (differentiated or torch.compiler.is_compiling()):
         chain = chain.but(acts=chain.acts_if_finite, acts_if_finite=None)
     listened = listening and not compat.transforms_active()
@@ -204,7 +206,7 @@ class SmallMLPFunction(Function):
         first = tensors[0] if ctx.needs_input_grad[0] else None
         ctx.save_for_backward(first, *tensors[2::2], *s, *[a[l] for l in beside])
         ctx.chain, ctx.acts, ctx.beside, ctx.tensors = chain, acts, beside, tensors
-        ctx.large, ctx.versions = large, _versions(tensors)
+        ctx.large, ctx.versions = large, small.versions(tensors)
         ctx.set_materialize_grads(False)
         return (a[-1],)
 
@@ -215,11 +217,11 @@ class SmallMLPFunction(Function):
         if compat.any_autocast() and compat.autocast_dtype(grad_a.device) is not None:
             with without_autocast(grad_a.device):
                 return SmallMLPFunction.backward(ctx, grad_a)
-        chain, saved, needs = ctx.chain, list(ctx.saved_tensors), ctx.needs_input_grad
+        chain, saved, needs = ctx.chain, list(ctx.saved_tensors), _asked_for(ctx, grad_a)
         depth = chain.depth
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            if _versions(ctx.tensors) != ctx.versions:
-                raise RuntimeError(MODIFIED)
+            if small.versions(ctx.tensors) != ctx.versions:
+                raise RuntimeError(small.MODIFIED)
             small.gradients_were_differentiated |= _to_be_differentiated()
             inputs = saved[depth], *ctx.tensors
             return _chain_backward(ctx, chain.but(recompute=True), grad_a, (), inputs)
@@ -235,17 +237,6 @@ class SmallMLPFunction(Function):
         note = noting(ctx, needs)
         grads = backward_pass(aten, chain, ctx.tensors, s, a_kept, needs, sent, note)
         return grads[0], None, *grads[1:]
-
-
-MODIFIED = (
-    "manualgrad.mlp: a weight or a bias was modified by an inplace operation between the forward "
-    "pass and a gradient of a gradient, which needs it as it was"
-)
-
-
-def _versions(tensors: Sequence[Tensor | None]) -> list[int]:
-    """Of those tensors that backward may not have kept, and autograd not look at: W^1, b^1, ..."""
-    return [t._version for t in (tensors[0], *tensors[1::2]) if t is not None]
 
 
 def walked_forward(
@@ -265,6 +256,14 @@ def without_autocast(device: torch.device) -> torch.autocast:
 def _to_be_differentiated() -> bool:
     """Gradients will have gradients of their own: they are computed by the reference equations."""
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def _asked_for(ctx: Any, grad_a: Tensor | None) -> tuple[bool, ...]:
+    """Of which inputs a gradient is wanted; some are left out only where they cost much."""
+    many = grad_a is not None and grad_a.shape[0] >= MANY
+    if listening or not (many or _to_be_differentiated()):
+        return ctx.needs_input_grad
+    return compat.asked_for(ctx)
 
 
 operators.register_autograd(LinearActFunction)

@@ -25,6 +25,11 @@ BYTES = 1 << 20  # of x, and of each a^l, at most
 gradients_were_differentiated = False
 """Of such a chain, in this process: it will happen again, and is faster with hidden outputs."""
 
+MODIFIED = (
+    "manualgrad.mlp: a weight or a bias was modified by an inplace operation between the forward "
+    "pass and a gradient of a gradient, which needs it as it was"
+)
+
 
 def takes(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> bool:
     """Whether a chain of plain tensors, W^1, b^1, ..., W^L, b^L, is small.  x (M, K).
@@ -111,3 +116,8 @@ def backward(
 
 def _weight_gradient(delta: Tensor, a: Tensor) -> Tensor:
     return delta.t().mm(a)
+
+
+def versions(tensors: Sequence[Tensor | None]) -> list[int]:
+    """Of those tensors that backward may not have kept, and autograd not look at: W^1, b^1, ..."""
+    return [t._version for t in (tensors[0], *tensors[1::2]) if t is not None]
