@@ -22,6 +22,7 @@ from benchmarks import (
     peers,
     recording,
     scaling,
+    second,
     small,
 )
 from benchmarks.outcome import Outcome, RefusedError, Row, Settings
@@ -31,13 +32,17 @@ def _said(module) -> str:
     return (module.__doc__ or "").strip().splitlines()[0]
 
 
+MODULES = (small, second, memory, equations, scaling)
 # name: (what a line says of it, the suite); compiled is a table alone, which no device changes
 SUITES: dict[str, tuple[str, Callable[[Settings], Outcome]]] = {
     **{name: (told, functools.partial(contests.run, name)) for name, told in grid.ABOUT.items()},
-    **{m.__name__.split(".")[-1]: (_said(m), m.run) for m in (small, memory, equations, scaling)},
+    **{
+        m.__name__.split(".")[-1]: (_said(m), m.run)
+        for m in (small, second, memory, equations, scaling)
+    },
     "compiled": (_said(compiled), lambda settings: Outcome([], compiled.run(), {})),
 }
-PLAIN = ("small", "memory", "compiled")  # of the CPU; what runs where nothing is named
+PLAIN = ("small", "second", "memory", "compiled")  # of the CPU; what runs where nothing is named
 GRID = ("layer", "mlp", "chain", "narrow")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

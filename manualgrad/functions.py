@@ -93,10 +93,10 @@ class LinearActFunction(Function):
             if grad_z is not None:
                 delta = rows = delta + grad_z
         del s, grad_z  # their memory is BP2's and BP4's now
-        if needs_bias:
-            grad_bias = ops.bp3_bias_gradient(rows, cast(Tensor, delta).dtype)
         if needs_weight:
             grad_weight = ops.bp4_weight_gradient(delta, x)
+        if needs_bias:
+            grad_bias = ops.bp3_bias_gradient(rows, cast(Tensor, delta).dtype)
         if listening and not compat.transforms_active() and not ctx.traced:
             needs = needs_x, needs_weight, needs_bias
             noting(ctx, needs)(0, 1, delta, x)

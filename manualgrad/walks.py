@@ -221,8 +221,7 @@ def backward_pass(
             scales = walk.skip_ends_at(l, delta)
             with_a = with_a or (scales and chain.learns_scale(l, needs))
         s_below, a, below, below_rows = s.pop(), None, None, None
-        if needs[bias_at] and not scales:
-            grads[bias_at] = _sum(grads[bias_at], bp3(rows, delta.dtype))
+        biased = needs[bias_at] and not scales
         if l > lowest and l - 1 in outs:
             below, below_rows, a = walk.propagate_into_branch(l, delta, s_below)
         elif l > lowest:
@@ -231,6 +230,8 @@ def backward_pass(
             if bp2_frugal and not (theirs or again):
                 if with_a:
                     grads[weight_at] = bp4(delta, a, grads[weight_at])
+                if biased:
+                    grads[bias_at] = _sum(grads[bias_at], bp3(rows, delta.dtype))
                 a, weight = None, tensors[weight_at]
                 delta, rows, _ = bp2_frugal(delta, weight, s_below, acts[l - 1], True, l == top)
                 continue
@@ -245,6 +246,8 @@ def backward_pass(
             walk.scaled_gradients(l, delta, rows, a if with_a else None)
         elif with_a:
             grads[weight_at] = bp4(delta, a, grads[weight_at])
+        if biased:  # last: Inductor computes delta anew for a sum that comes before its products
+            grads[bias_at] = _sum(grads[bias_at], bp3(rows, delta.dtype))
         if below is None:
             return None, *grads
         delta, rows, theirs = below, below_rows, False
