@@ -25,39 +25,40 @@ from manualgrad.walks import Adjoints, backward_pass
 ENTRIES = 1 << 18  # of the widest activation in a tile: a megabyte in float32
 LEAST_ROWS = 512  # a product of fewer rows is slow for its size
 WIDEST = 512  # wider layers are bound by their products, whose weights would be read per tile
+MUCH = 48 << 20  # bytes of activations, all layers' together: with recompute tiles save those
 SHARED = 128 << 20  # bytes: a larger cache has other users as well
 DTYPES = (torch.float32, torch.float64)  # 16-bit products are too fast for the passes to count
 
 
-def _stays_in_cache() -> int:
+def _stays_in_cache(told: str = "/sys/devices/system/cpu/cpu0/cache/index3/size") -> int:
     """Bytes of activations, all layers' together, that stay in the last cache as they are.
 
     Measured: beyond 48 MiB tiles pay where it has 32 MiB, and at 192 MiB, but not at 64 MiB, where
     it has 260 MiB.
     """
     try:
-        with open("/sys/devices/system/cpu/cpu0/cache/index3/size") as file:
+        with open(told) as file:
             size = int(file.read().strip().removesuffix("K")) << 10
     except (OSError, ValueError):  # no Linux, or no third cache
         size = 32 << 20
     return min(3 * size // 2, SHARED)
 
 
-CACHE = _stays_in_cache()
+CACHE = max(MUCH, _stays_in_cache())
 
 
 def rows_at_once(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> int:
     """How many rows of x (M, K) a tile has; 0 where the chain takes all of them together."""
     if torch.compiler.is_compiling() or compat.transforms_active() or chain.depth < 2:
         return 0
-    M, size = x.shape[0], x.element_size()
-    if M < 2 * LEAST_ROWS or M * WIDEST * chain.depth * size < CACHE or x.dtype not in DTYPES:
+    M, size, enough = x.shape[0], x.element_size(), MUCH if chain.recompute else CACHE
+    if M < 2 * LEAST_ROWS or M * WIDEST * chain.depth * size < enough or x.dtype not in DTYPES:
         return 0
     if not plain_on_cpu(x, tensors):
         return 0
     widths = [tensors[weight_at].shape[0] for weight_at, _ in chain.slots[1:]]
     widest = max(x.shape[1], *widths)
-    if widest > WIDEST or M * sum(widths) * size < CACHE:
+    if widest > WIDEST or M * sum(widths) * size < enough:
         return 0
     rows = max(LEAST_ROWS, ENTRIES // widest)
     return rows if 2 * rows <= M else 0

@@ -6,7 +6,7 @@
 import pytest
 import torch
 
-from manualgrad import small
+from manualgrad import small, tiling
 from manualgrad.activations import ACTIVATIONS
 
 torch.set_num_threads(1)
@@ -56,6 +56,7 @@ def _reproducible():
 def chains(request, monkeypatch):
     """Chains that are small go their own way, manualgrad.small; with "large", none is."""
     monkeypatch.setattr(small, "gradients_were_differentiated", False)
+    monkeypatch.setattr(tiling, "CACHE", tiling.MUCH)  # as on a machine with 32 MiB of it
     if getattr(request, "param", "small") == "large":
         monkeypatch.setattr(small, "BYTES", -1)
 

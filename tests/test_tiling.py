@@ -209,6 +209,20 @@ def rows_for(M, width, depth=4, dtype=torch.float32, **changes):
     return tiling.rows_at_once(chain, x, tensors)
 
 
+def test_a_larger_cache_needs_fewer_tiles(monkeypatch, tmp_path):
+    monkeypatch.setattr(tiling, "CACHE", 128 << 20)
+    assert rows_for(65536, 64) == 0
+    assert rows_for(65536, 128, 6) == 2048
+    chain = mg.functional.Chain((activation_of("relu", "test"),) * 5, recompute=True)
+    x, weight = torch.empty(65536, 64), torch.empty(64, 64)
+    assert tiling.rows_at_once(chain, x, [weight, None] * 4) == 4096  # for the sake of memory
+    for text, size in (("32768K", 48), ("266240K", 128), ("what?", 48)):
+        file = tmp_path / "size"
+        file.write_text(text)
+        assert tiling._stays_in_cache(str(file)) == size << 20
+    assert tiling._stays_in_cache(str(tmp_path / "none")) == 48 << 20
+
+
 def test_the_rule():
     assert rows_for(65536, 64) == 4096
     assert rows_for(65536, 128, 6) == 2048

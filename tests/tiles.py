@@ -13,6 +13,7 @@ def in_tiles(monkeypatch, entries):
     monkeypatch.setattr(tiling, "ENTRIES", entries)
     monkeypatch.setattr(tiling, "LEAST_ROWS", 1)
     monkeypatch.setattr(tiling, "CACHE", 0)
+    monkeypatch.setattr(tiling, "MUCH", 0)
     monkeypatch.setattr(gates, "LITTLE", 0)  # chains that are long enough for tiles keep no more
     monkeypatch.setattr(gates, "MORE", 0)
     up, down = [], []
