@@ -64,8 +64,10 @@ def kernels(acts: tuple[Activation, ...]) -> list[Kernels]:
 
 def has_large_products(x: Tensor, weights: Sequence[Tensor]) -> bool:
     """Whether manualgrad.products may have to say something about a chain's products."""
-    float32 = x.dtype is torch.float32
-    return float32 and x.shape[0] * max(map(Tensor.numel, weights)) >= products.LARGE
+    if x.dtype is not torch.float32:
+        return False
+    large = x.shape[0] * max(map(Tensor.numel, weights)) >= products.LARGE
+    return large and products.onednn_wins_here()
 
 
 def forward(
