@@ -131,18 +131,18 @@ def asked_for(ctx: Any) -> tuple[bool, ...]:
     needs = ctx.needs_input_grad
     if _executes is None or torch.compiler.is_compiling() or transforms_active():
         return needs
-    number = _pass_number()
     nodes = [node for node, _ in ctx.next_functions if node is not None]
-    places = [place for place, needed in enumerate(needs) if needed]
-    if len(nodes) != len(places) or (number == _refused and number >= 0):
+    number, asked = _pass_number(), list(needs)
+    if not nodes or len(nodes) != needs.count(True) or 0 <= number == _refused:
         return needs
-    asked = list(needs)
-    for node, place in zip(reversed(nodes), reversed(places), strict=True):
-        try:
-            asked[place] = _executes(node)
-        except RuntimeError:  # a leaf that torch.autograd.grad was given; to say so takes long
-            _refused = number
-            break
+    try:
+        if _executes(nodes[-1]):  # the last one is wanted: so, as a rule, are all
+            return needs
+        for place in range(len(needs) - 1, -1, -1):
+            if needs[place]:
+                asked[place] = _executes(nodes.pop())
+    except RuntimeError:  # a leaf that torch.autograd.grad was given; to say so takes long
+        _refused = number
     return tuple(asked) if True in asked else needs
 
 
