@@ -48,7 +48,7 @@ class Sigma(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor):
         (s,) = ctx.saved_tensors
-        return times_sigma_prime(grad, s, ctx.act), None
+        return times_sigma_prime(ctx.act, grad, s), None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None):
@@ -79,7 +79,7 @@ class TimesSigmaPrime(Function):
     def backward(ctx: Any, grad: Tensor):
         (adjoint, z), act = ctx.saved_tensors, ctx.act
         needs_adjoint, needs_z, _ = ctx.needs_input_grad
-        grad_adjoint = times_sigma_prime(grad, z, act) if needs_adjoint else None
+        grad_adjoint = times_sigma_prime(act, grad, z) if needs_adjoint else None
         grad_z = None
         if needs_z:
             grad_z = rounded_once(lambda g, v, z: g * v * act.sigma_second(z), grad, adjoint, z)
@@ -88,7 +88,7 @@ class TimesSigmaPrime(Function):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, tangent_z: Tensor | None, _: None):
         (adjoint, z), act = ctx.saved_tensors, ctx.act
-        along = None if tangent is None else times_sigma_prime(tangent, z, act)
+        along = None if tangent is None else times_sigma_prime(act, tangent, z)
         if tangent_z is None:
             return along
         curved = rounded_once(lambda t, v, z: t * v * act.sigma_second(z), tangent_z, adjoint, z)
@@ -98,7 +98,7 @@ class TimesSigmaPrime(Function):
 _sigma, _times_sigma_prime = applied(Sigma), applied(TimesSigmaPrime)
 
 
-def times_sigma_prime(adjoint: Tensor, s: Tensor, act: Activation) -> Tensor:
+def times_sigma_prime(act: Activation, adjoint: Tensor, s: Tensor) -> Tensor:
     """adjoint * sigma'(s), differentiable in both as often as one likes."""
     if act.is_identity:
         return adjoint
@@ -128,14 +128,14 @@ def _depending_on(a: Tensor, value: Any) -> Tensor:
 
 def bp1_output_error(grad_a, s, act):
     """BP1: delta^L = grad_a C * sigma'(z^L).  grad_a, s (M, N).  Returns (delta, rows)."""
-    delta = times_sigma_prime(grad_a, s, act)
+    delta = times_sigma_prime(act, grad_a, s)
     return delta, delta
 
 
 def bp2_propagate_error(delta, weight, s, act, skip=None, with_a=True, skip_z=None):
     """BP2: delta^l = (delta^{l+1} W^{l+1}) * sigma'(z^l).  Returns (delta^l, rows, a^l)."""
     adjoint, _, _ = equations.bp2_propagate_error(delta, weight, s, IDENTITY, skip, with_a=False)
-    below = times_sigma_prime(adjoint, s, act)
+    below = times_sigma_prime(act, adjoint, s)
     if skip_z is not None:
         below = below + skip_z
     return below, below, (output(s, act) if with_a else None)
