@@ -122,7 +122,7 @@ def cases(targets: tuple[str, ...] = tuple(TARGETS)) -> Iterator[Case]:
             if name != "identity":
                 yield Case("sigma_pass", target, name)
         yield Case("bp3_bias_gradient", target, "identity")
-        for way, sizes, name, skips in narrow.shapes(machine(target)):
+        for way, sizes, name, skips in narrow.shapes(ops, machine(target)):
             yield Case(way, target, name, sizes=sizes, skips=skips)
 
 
@@ -152,7 +152,7 @@ def rehearsed(case: Case):
             case "sigma_pass":
                 ops.sigma_pass(z, act)
             case _:
-                narrow.launch(case.operation, case.sizes, act, case.skips, dtype)
+                narrow.launch(ops, case.operation, case.sizes, act, case.skips, dtype)
     return rehearsal.launches[0]
 
 

@@ -1,7 +1,6 @@
 """Narrow chains as they are compiled without a GPU: of which shapes, and how they are launched."""
 
 import functools
-import importlib
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,13 +8,12 @@ from typing import Any
 import torch
 
 
-def _kernels():
-    return importlib.import_module("manualgrad.triton_kernels")
+def shapes(ops: Any, machine: Any) -> Iterator[tuple[str, tuple[int, ...], str, bool]]:
+    """(kernel, sizes of layers, input first, activation, with skips): the widest on a machine.
 
-
-def shapes(machine: Any) -> Iterator[tuple[str, tuple[int, ...], str, bool]]:
-    """(kernel, sizes of layers, input first, activation, with skips): the widest on a machine."""
-    launch = _kernels().narrow_launch
+    ops: manualgrad.triton_kernels.
+    """
+    launch = ops.narrow_launch
     both, alone = (launch.widest(machine, way) for way in ("backward", "forward"))
     depths = (2, launch.IN_REGISTERS, launch.DEEPEST)
     found = [(w, both, d) for d in depths for w in ("narrow_forward", "narrow_backward")]
@@ -26,12 +24,13 @@ def shapes(machine: Any) -> Iterator[tuple[str, tuple[int, ...], str, bool]]:
             yield way, (ends[0], *[most] * (depth - 1), ends[1]), name, name == "gelu"
 
 
-def launch(way: str, sizes: Sequence[int], act: Any, skips: bool, dtype: torch.dtype) -> None:
+def launch(
+    ops: Any, way: str, sizes: Sequence[int], act: Any, skips: bool, dtype: torch.dtype
+) -> None:
     """Launch a chain's kernel; with skips, one over each layer but the first and last.
 
     Where backward takes the layers one by one, forward writes what it wants of each.
     """
-    ops = _kernels()
     empty = functools.partial(torch.empty, dtype=dtype, device="meta")
     weights = [empty(outputs, inputs) for inputs, outputs in itertools.pairwise(sizes)]
     biases = [empty(outputs) for outputs in sizes[1:]]

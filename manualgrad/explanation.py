@@ -90,5 +90,4 @@ def explain(
     chain = Chain((act,) * (depth + 1))
     tensors = [own for _ in range(depth) for own in (weight.detach(), None)]  # none is shared
     rows = tiling.rows_at_once(chain, x, tensors)
-    reasons = (narrow.why_not(chain, x, tensors, way) for way in ("backward", "forward"))
-    return Explanation(choices, depth, rows, *reasons)
+    return Explanation(choices, depth, rows, *narrow.why_not(chain, x, tensors))

@@ -27,24 +27,32 @@ def prepared(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> Chain:
     Or in one kernel forward alone.  x (M, K). Raises ValueError under backend("narrow") where they
     cannot do that either.
     """
-    if why_not(chain, x, tensors, "backward") is None:
+    backward, forward = why_not(chain, x, tensors)
+    if backward is None:
         return chain.but(recompute=True, narrow="backward")
-    reason = why_not(chain, x, tensors, "forward")
-    if reason is None:
+    if forward is None:
         return chain.but(narrow="forward")
     if backends.mode() == "narrow":
         raise ValueError(
-            f"manualgrad: backend 'narrow' cannot run this chain: {reason}; use "
+            f"manualgrad: backend 'narrow' cannot run this chain: {forward}; use "
             f"manualgrad.backend('auto')"
         )
     return chain
 
 
-def why_not(chain: Chain, x: Tensor, tensors: Sequence[Any], way: str) -> str | None:
-    """Why a chain does not run in one kernel each way, or forward, or None.
+def why_not(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> tuple[str | None, str | None]:
+    """Why a chain does not run in one kernel each way, and why not forward alone; or None."""
+    reason = _unfit(chain, x, tensors)
+    if reason is not None:
+        return reason, reason
+    sizes = [x.shape[1], *(len(tensors[weight_at]) for weight_at, _ in chain.slots[1:])]
+    slots, problem = slots_of(chain, tensors), triton_kernels().narrow_problem
+    backward = problem(sizes, slots, x, "backward")
+    return backward, backward and problem(sizes, slots, x, "forward")
 
-    way: "backward", which includes forward, or "forward".
-    """
+
+def _unfit(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> str | None:
+    """Why a chain of any width does not, or None."""
     mode = backends.mode()
     if mode != "narrow":
         if not x.is_cuda:
@@ -57,13 +65,11 @@ def why_not(chain: Chain, x: Tensor, tensors: Sequence[Any], way: str) -> str | 
         return "it has one layer"
     if any(branch.at is not None for branch in chain.branches.values()):
         return "the scale of a skip is a tensor"
-    weights = [tensors[weight_at] for weight_at, _ in chain.slots[1:]]
     for act in dict.fromkeys(chain.acts[1:]):
         reason = refusal(act, x, *tensors)
         if reason:
             return reason
-    sizes = [x.shape[1], *map(len, weights)]
-    return triton_kernels().narrow_problem(sizes, slots_of(chain, tensors), x, way)
+    return None
 
 
 def slots_of(chain: Chain, tensors: Sequence[Any]) -> list[tuple[int, int]]:

@@ -87,8 +87,10 @@ def _tile(machine: launch.Machine, most: int, backward: bool, M: int) -> tuple[i
     if machine.family == "interpreter":
         return 16, 4, 2
     rows, warps = (64, 8 if most > 32 else 4) if backward else (128, 8 if most > 64 else 4)
-    few = launch.cdiv(M, rows) < machine.multiprocessors
-    if most <= 64 if machine.arch >= 100 else few:
+    fewer = launch.cdiv(M, rows) < machine.multiprocessors
+    if machine.arch >= 100:
+        fewer = most <= 64  # of a wide layer fewer rows spill
+    if fewer:
         rows = FEWEST
     return rows, warps, 2 * machine.multiprocessors
 
@@ -189,7 +191,7 @@ def narrow_backward(grad_a, x, weights, biases, layers: Sequence[Layer], needs_x
         {"x": x, "grad_a": grad_a, "weights": weights, "biases": biases, "scratch": scratch},
         {"grad_x": grad_x, "parts": parts},
         options={"num_warps": warps}, M=M, PROGRAMS=programs, SIZE=size,
-        BLOCK_M=rows, WIDEST=max(padded), NONE=(None,) * len(sizes), OFFSETS=(0, *offsets),
+        BLOCK_M=rows, WIDEST=max(padded), OFFSETS=(0, *offsets),
         SIGMA_PRIME=(None, *(prime_of(layer.act, dtype) for layer in layers)),
         **_plan(layers, sizes, weights),
     )  # fmt: skip
