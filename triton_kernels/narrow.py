@@ -110,7 +110,7 @@ def _forward(first, tiles, biases, scratch, s_hidden, a_hidden, row, M, L: tl.co
              DTYPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """(s^0..s^L, a^0..a^L) of some examples.
 
-    Put down in scratch as well, if there is one, and in s_hidden and a_hidden, if there are any.
+    Put down in scratch as well, if there is one, and in the matrices of s_hidden and a_hidden.
     """
     zs, kept, activations = (first,), (first,), (first,)
     for l in tl.static_range(1, L + 1):
@@ -121,11 +121,10 @@ def _forward(first, tiles, biases, scratch, s_hidden, a_hidden, row, M, L: tl.co
         if scratch is not None and l < L:
             tl.store(_stashed(scratch, 2 * l, WIDEST, first.shape[0], PADDED[l]), kept[l])
             tl.store(_stashed(scratch, 2 * l + 1, WIDEST, first.shape[0], PADDED[l]), above)
-        if s_hidden is not None:
-            if s_hidden[l] is not None:
-                _write_examples(s_hidden[l], kept[l], row, M, SIZES[l], SIZES[l], PADDED[l])
-            if a_hidden[l] is not None:
-                _write_examples(a_hidden[l], above, row, M, SIZES[l], SIZES[l], PADDED[l])
+        if s_hidden[l] is not None:
+            _write_examples(s_hidden[l], kept[l], row, M, SIZES[l], SIZES[l], PADDED[l])
+        if a_hidden[l] is not None:
+            _write_examples(a_hidden[l], above, row, M, SIZES[l], SIZES[l], PADDED[l])
     return kept, activations
 
 
@@ -195,7 +194,7 @@ def narrow_backward_kernel(
     scratch,                     # (PROGRAMS, 2 L BLOCK_M WIDEST) for tiles on the way, or None
     M, x_stride, grad_a_stride, grad_x_stride, strides, PROGRAMS, SIZE,
     L: tl.constexpr, SIZES: tl.constexpr, PADDED: tl.constexpr, SAME: tl.constexpr,
-    WIDEST: tl.constexpr,
+    WIDEST: tl.constexpr, NONE: tl.constexpr,  # NONE: a None for each layer 0..L
     OFFSETS: tl.constexpr,  # where in a part a layer's gradients stand; equal where one is shared
     SIGMA: tl.constexpr, SIGMA_PRIME: tl.constexpr, OF_A: tl.constexpr,
     KIND: tl.constexpr, START: tl.constexpr, SCALE: tl.constexpr,
@@ -212,7 +211,7 @@ def narrow_backward_kernel(
             tl.debug_barrier()  # nobody still picks up what is now put down anew
         row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
         first = _examples(x, tl.minimum(row, M - 1), SIZES[0], x_stride, PADDED[0])
-        kept, activations = _forward(first, tiles, biases, scratch, None, None, row, M, L, SIZES,
+        kept, activations = _forward(first, tiles, biases, scratch, NONE, NONE, row, M, L, SIZES,
                                      PADDED, WIDEST, SIGMA, OF_A, KIND, START, SCALE, DTYPE, ACC,
                                      PRECISION)  # fmt: skip
         adjoint = _examples(grad_a, tl.minimum(row, M - 1), SIZES[L], grad_a_stride, PADDED[L])

@@ -191,7 +191,7 @@ def narrow_backward(grad_a, x, weights, biases, layers: Sequence[Layer], needs_x
         {"x": x, "grad_a": grad_a, "weights": weights, "biases": biases, "scratch": scratch},
         {"grad_x": grad_x, "parts": parts},
         options={"num_warps": warps}, M=M, PROGRAMS=programs, SIZE=size,
-        BLOCK_M=rows, WIDEST=max(padded), OFFSETS=(0, *offsets),
+        BLOCK_M=rows, WIDEST=max(padded), NONE=(None,) * len(sizes), OFFSETS=(0, *offsets),
         SIGMA_PRIME=(None, *(prime_of(layer.act, dtype) for layer in layers)),
         **_plan(layers, sizes, weights),
     )  # fmt: skip
