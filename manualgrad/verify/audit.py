@@ -1,9 +1,12 @@
 """The library's own audit: every case of the table before its judges, in several processes."""
 
+import contextlib
 import functools
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
@@ -85,11 +88,30 @@ def audit(
     from joblib.externals.loky import get_reusable_executor
 
     run: Any = Parallel(jobs, return_as="generator_unordered")
+    with interrupts_held():
+        found = run(delayed(outcomes)(case, judges, device) for case in walked)
     try:
-        yield from run(delayed(outcomes)(case, judges, device) for case in walked)
+        yield from found
     except KeyboardInterrupt:  # nobody waits for cases that have begun
         get_reusable_executor().shutdown(wait=False, kill_workers=True)
         raise
+
+
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Until the block's end; a process that is started in it inherits that, and hears none.
+
+    A worker would print the traceback of wherever it was; whoever started it ends it.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # up to Python 3.12 its start lets interrupts through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def processes() -> int:
