@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from manualgrad import aten, compat, tuned
+from manualgrad import compat, one_pass, tuned
 from manualgrad.activations import Activation
 from manualgrad.eligibility import missing_for_triton, refusal
 
@@ -95,7 +95,7 @@ class Row(NamedTuple):
 
 def _costs_several_passes(p: Problem) -> bool:
     """ATen has no kernel for this sigma, or one that is right at infinity only with help."""
-    return p.act.hides_z or p.act.name not in aten.ONE_PASS
+    return p.act.hides_z or p.act.name not in one_pass.ONE_PASS
 
 
 # The first row that applies decides. It is asked only for tensors that the kernels can take.

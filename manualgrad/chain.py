@@ -130,12 +130,14 @@ class Chain:
     narrow: one kernel walks all layers (manualgrad.narrow): "backward", and forward as well, or
         "forward" alone; "" for neither.
     hides_top: s^L is a hidden output, because it is not the output a^L itself.
+    seen: what manualgrad.small found out about the call that this chain was made for, or None.
     skips: as they were given, in the order of their ends. scales: those that are tensors.
     """
 
     __slots__ = (
         "acts", "acts_if_finite", "beside", "branches", "carries_a", "carries_z", "depth", "finite",
-        "hides_top", "narrow", "outs", "recompute", "rows", "scales", "skips", "slots",
+        "hides_top", "narrow", "outs", "recompute", "rows", "scales", "seen", "skips",
+        "slots",
     )  # fmt: skip
 
     def __init__(
@@ -156,6 +158,7 @@ class Chain:
         self.finite = False
         self.rows = 0
         self.narrow = ""
+        self.seen: Any = None
         self.skips, self.scales = skips, ()
         if skips:
             self._add(sorted(skips, key=lambda skip: skip.end))

@@ -46,6 +46,19 @@ def tracing_by_jit() -> bool:
     return _tracing_state() is not None
 
 
+def observed() -> bool:
+    """Somebody is to be shown each operation, or has a word in it: autocast, a tracer or compiler,
+    a transform of torch.func, forward mode, a TorchDispatchMode."""
+    return (
+        any_autocast()
+        or transforms_active()
+        or forward_mode()
+        or dispatch_modes_active()
+        or tracing_by_jit()
+        or torch.compiler.is_compiling()
+    )
+
+
 addmm_activation = getattr(torch, "_addmm_activation", None)
 """relu(bias + x W) with ReLU in cuBLAS's epilogue; None where torch has dropped it."""
 

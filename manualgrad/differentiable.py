@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from manualgrad import aten, compat, equations
+from manualgrad import compat, equations, one_pass
 from manualgrad.activations import ACTIVATIONS, Activation
 from manualgrad.equations import bp3_bias_gradient, bp4_weight_gradient
 from manualgrad.formula import rounded_once
@@ -67,7 +67,7 @@ class TimesSigmaPrime(Function):
     def forward(adjoint: Tensor, z: Tensor, act: Activation) -> Tensor:
         if compat.transforms_active():  # ATen has no batching rule for some of its kernels
             return equations.times_sigma_prime(act, adjoint, z)
-        return aten.kernels_of(act)[1](adjoint, z)
+        return one_pass.kernels_of(act)[1](adjoint, z)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -102,8 +102,8 @@ def times_sigma_prime(act: Activation, adjoint: Tensor, s: Tensor) -> Tensor:
     """adjoint * sigma'(s), differentiable in both as often as one likes."""
     if act.is_identity:
         return adjoint
-    if act.name in aten.ONE_PASS and (act.keeps == "a" or not _recorded()):
-        return aten.kernels_of(act)[1](adjoint, s)
+    if act.name in one_pass.ONE_PASS and (act.keeps == "a" or not _recorded()):
+        return one_pass.kernels_of(act)[1](adjoint, s)
     if act.keeps == "z":
         return _times_sigma_prime(adjoint, s, act)
     return rounded_once(lambda v, a: v * _depending_on(a, act.sigma_prime(a)), adjoint, s)

@@ -115,6 +115,13 @@ def run(
     """
     if has_torch_function((input, *params, *scales)):
         return _handed_over(what, input, params, scales)
+    if type(what) is Chain and what.seen is not None:
+        try:
+            if what.seen.again(input, params):
+                return functions.small_mlp(input, what, *params)[0]
+        except RuntimeError:
+            if fit(input, params):
+                raise
     if compat.any_autocast() and isinstance(input, Tensor):
         dtype = compat.autocast_dtype(input.device)
         if dtype is not None:

@@ -26,9 +26,9 @@ from manualgrad import (
     compat,
     composite,
     differentiable,
-    gates,
     in_place,
     narrow,
+    one_pass,
     small,
     tiling,
 )
@@ -195,10 +195,10 @@ class SmallMLPFunction(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, chain: Chain, *tensors: Any) -> tuple[Tensor]:
         """x (M, K); tensors W1 (N1, K), b1 (N1,) or None, ...  Returns (a^L,)."""
-        beside, if_finite = gates.about(chain.acts)
-        acts, large = if_finite or chain.acts, small.has_large_products(x, tensors[::2])
+        beside, if_finite = chain.seen.about
+        acts, large = if_finite or chain.acts, chain.seen.has_large_products()
         a, s = small.forward(acts, x, tensors, large)
-        if if_finite and not aten.finite(a[-1]):
+        if if_finite and not one_pass.finite(a[-1]):
             acts = chain.acts
             a, s = small.forward(acts, x, tensors, large)
         if acts[-1].is_identity:
@@ -271,7 +271,7 @@ operators.register_autograd(LinearActFunction)
 # (x, act, weight, bias) -> (a, hidden z if any);  (x, chain, W1, b1, ...) -> (a^L, hidden ones)
 linear_act = front_door(LinearActFunction, composite.linear_act, LinearActFunction.forward)
 _mlp = front_door(MLPFunction, composite.mlp, MLPFunction.forward)
-_small_mlp = without_prologue(SmallMLPFunction)
+small_mlp = without_prologue(SmallMLPFunction)
 
 
 def mlp(x: Tensor, chain: Chain, *tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -283,7 +283,8 @@ def mlp(x: Tensor, chain: Chain, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         watched = compat.forward_mode() or compat.tracing_by_jit()
         derived = watched or torch.is_grad_enabled()
         if derived and not watched and small.takes(chain, x, tensors) and not shares(tensors):
-            return _small_mlp(x, chain, *tensors)
+            chain.seen = small.Seen(chain.acts, x, tensors)
+            return small_mlp(x, chain, *tensors)
         chain = narrow.prepared(tiling.prepared(chain, x, tensors), x, tensors)
         if not derived:  # nobody will read what is kept
             return walked_forward(chain, x, tensors, hidden=False)

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from manualgrad import aten, compat
+from manualgrad import compat, one_pass
 from manualgrad.activations import Activation
 from manualgrad.chain import Chain
 from manualgrad.keeping import plain_on_cpu
@@ -31,7 +31,7 @@ Acts = tuple[Activation, ...]
 def about(acts: Acts) -> tuple[frozenset[int], Acts | None]:
     """(the hidden layers with gates, the acts for finite z); None where other acts are between."""
     gates = frozenset(l for l in range(1, len(acts) - 1) if acts[l].hides_z)
-    if_finite = tuple(map(aten.of_finite_z, acts))
+    if_finite = tuple(map(one_pass.of_finite_z, acts))
     others = any(a is b and not a.is_identity for a, b in zip(acts, if_finite, strict=True))
     return gates, None if others or if_finite == acts else if_finite
 
@@ -56,7 +56,7 @@ def walked(
     """(what forward_pass returns, whether every z is known to be finite)."""
     if chain.acts_if_finite is not None:
         output = forward_pass(chain.but(acts=chain.acts_if_finite), x, tensors, hidden)
-        if aten.finite(output[0]):
+        if one_pass.finite(output[0]):
             return output, True
     return forward_pass(chain, x, tensors, hidden), False
 

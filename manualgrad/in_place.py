@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manualgrad import aten, compat
+from manualgrad import aten, compat, one_pass
 from manualgrad.activations import Activation
 
 A = torch.ops.aten
-# sigma(z) over z, of the rows of aten.KERNELS that keep z: those that need no care for infinities
+# sigma(z) over z, of what one_pass has for acts that keep z, and that needs no care for infinities
 OVER_Z: dict[str, Callable[..., Any]] = {
     "elu": F.elu_,
     "selu": F.selu_,
@@ -35,7 +35,7 @@ def bp1_output_error(grad_a: Tensor, s: Tensor, act: Activation) -> tuple[Tensor
     """BP1, over s = z^L.  grad_a, s (M, N).  Returns (delta, rows)."""
     if not (_last(s, act) and grad_a.dtype is s.dtype):
         return aten.bp1_output_error(grad_a, s, act)
-    delta = aten.kernels_of(act)[1](grad_a, s.detach(), into=s.detach())
+    delta = one_pass.kernels_of(act)[1](grad_a, s.detach(), into=s.detach())
     return delta, delta
 
 
@@ -57,4 +57,6 @@ def __getattr__(name: str) -> Any:
 
 def _last(s: Tensor, act: Activation) -> bool:
     """Whether s is a z^l of some size on the CPU that nobody else can read."""
-    return act.hides_z and s.numel() >= aten.CHECKED and compat.readable(s) and compat.held_once(s)
+    return (
+        act.hides_z and s.numel() >= one_pass.CHECKED and compat.readable(s) and compat.held_once(s)
+    )

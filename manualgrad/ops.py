@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manualgrad import aten, backends, compat, routed, sharding, whole  # noqa: F401
+from manualgrad import aten, backends, compat, one_pass, routed, sharding, whole  # noqa: F401
 from manualgrad._version import __version__
 from manualgrad.activations import Activation, activation_of
 from manualgrad.aten import bp3_bias_gradient, bp4_weight_gradient
@@ -185,17 +185,17 @@ def _batched_forward(x, text, weight, bias):
     act, z = act_of(text), x @ weight.mT
     if bias is not None:
         z = z + bias.unsqueeze(-2)
-    return z if act.is_identity else aten.kernels_of(act)[0](z), 0
+    return z if act.is_identity else one_pass.kernels_of(act)[0](z), 0
 
 
 def _batched_forward_z(x, text, weight, bias):
     z, _ = _batched_forward(x, "identity", weight, bias)
-    return (aten.kernels_of(act_of(text))[0](z), z), (0, 0)
+    return (one_pass.kernels_of(act_of(text))[0](z), z), (0, 0)
 
 
 def _batched_bp2(delta, weight, s, skip, text):
     adjoint = delta @ weight if skip is None else skip + delta @ weight
-    return aten.kernels_of(act_of(text))[1](adjoint, s), 0
+    return one_pass.kernels_of(act_of(text))[1](adjoint, s), 0
 
 
 # name: (signature, kernel, fake, inputs with a row per example, the same for many weights)

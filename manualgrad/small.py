@@ -9,6 +9,8 @@ miss that: they walk forward once more. So whoever takes them gets no second cha
 """
 
 import functools
+import operator
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,11 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manualgrad import aten, backends, compat, gates, products
+from manualgrad import backends, compat, gates, one_pass, products
 from manualgrad.activations import Activation
 from manualgrad.chain import Chain
+from manualgrad.compat import PLAIN
 from manualgrad.keeping import plain_on_cpu
 
+REQUIRES_GRAD = operator.attrgetter("requires_grad")
 BYTES = 1 << 20  # of x, and of each a^l, at most
 gradients_were_differentiated = False
 """Of such a chain, in this process: it will happen again, and is faster with hidden outputs."""
@@ -50,6 +54,49 @@ def takes(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> bool:
     return M * sum(widths) * size <= gates.LITTLE
 
 
+class Seen:
+    """A call that small chains take. The same again, the rule in training, needs no second look.
+
+    The same: a module's chain, the same tensors, an input of the same shape and dtype, and nothing
+    going on in torch that wants to know of each operation. What may have become of the tensors,
+    F.linear looks at: of other shapes, dtypes or devices, it raises.
+    """
+
+    __slots__ = "about", "dtype", "large", "shape", "tensors"
+
+    def __init__(self, acts: tuple[Activation, ...], x: Tensor, tensors: Sequence[Any]):
+        self.shape, self.dtype, self.about = x.shape, x.dtype, gates.about(acts)
+        self.tensors = list(map(weakref.ref, _given(tensors)))
+        sizes = map(Tensor.numel, tensors[::2])
+        self.large = x.dtype is torch.float32 and x.shape[0] * max(sizes) >= products.LARGE
+
+    def again(self, x: Any, tensors: Sequence[Any]) -> bool:
+        """Whether this is that call. Raises RuntimeError for an x that has no shape."""
+        return (
+            type(x) in PLAIN
+            and x.dtype is self.dtype
+            and x.shape == self.shape
+            and x.is_cpu
+            and x.layout is torch.strided
+            and backends.mode() == "auto"
+            and not (gradients_were_differentiated or compat.observed())
+            and torch.is_grad_enabled()
+            and all(map(operator.is_, map(weakref.ref, _given(tensors)), self.tensors))
+            and all(map(REQUIRES_GRAD, tensors[::2]))
+        )
+
+    def __reduce__(self):
+        return type(None), ()  # a copy has seen nothing
+
+    def has_large_products(self) -> bool:
+        """Whether manualgrad.products may have to say something about the chain's products."""
+        return self.large and products.onednn_wins_here()
+
+
+def _given(tensors: Sequence[Any]) -> Sequence[Tensor]:
+    return [tensor for tensor in tensors if tensor is not None]
+
+
 Kernels = tuple[Callable[..., Tensor] | None, Callable[..., Tensor] | None, bool]
 
 
@@ -57,17 +104,9 @@ Kernels = tuple[Callable[..., Tensor] | None, Callable[..., Tensor] | None, bool
 def kernels(acts: tuple[Activation, ...]) -> list[Kernels]:
     """Of each layer 0..L: sigma(z), adjoint * sigma'(s), and whether s is z.  None: identity."""
     return [
-        (None, None, False) if act.is_identity else (*aten.kernels_of(act), act.hides_z)
+        (None, None, False) if act.is_identity else (*one_pass.kernels_of(act), act.hides_z)
         for act in acts
     ]
-
-
-def has_large_products(x: Tensor, weights: Sequence[Tensor]) -> bool:
-    """Whether manualgrad.products may have to say something about a chain's products."""
-    if x.dtype is not torch.float32:
-        return False
-    large = x.shape[0] * max(map(Tensor.numel, weights)) >= products.LARGE
-    return large and products.onednn_wins_here()
 
 
 def forward(

@@ -52,5 +52,8 @@ def classes(model):
 
 
 def assert_same(model, twin, x):
-    for ours, theirs in zip(gradients(model, x), gradients(twin, x), strict=True):
+    # of so few entries ours is ATen's gelu, more exact than oneDNN's
+    with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
+        expected = gradients(twin, x)
+    for ours, theirs in zip(gradients(model, x), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-6)

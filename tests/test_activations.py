@@ -8,7 +8,7 @@ import torch
 from helpers import NAMES, native
 
 import manualgrad as mg
-from manualgrad import aten
+from manualgrad import one_pass
 from manualgrad.activations import ACTIVATIONS
 from manualgrad.formula import rounded_once
 
@@ -169,13 +169,13 @@ def test_what_each_keeps():
     assert {name for name in CONTRACT if kept.get(name) == "a"} == of_a
 
 
-@pytest.mark.parametrize("name", sorted(aten.ONE_PASS))
+@pytest.mark.parametrize("name", sorted(one_pass.ONE_PASS))
 @dtypes
 def test_one_pass_kernels_compute_the_formulas(name, dtype):
     act = ACTIVATIONS[name]
     z = torch.cat([torch.linspace(-9, 9, 181), torch.tensor([-INF, -1e4, 1e4, INF])]).to(dtype)
     v = torch.randn(len(z)).to(dtype)
-    sigma, times_prime = aten.kernels_of(act)
+    sigma, times_prime = one_pass.kernels_of(act)
     z = torch.tensor([p for p in z.tolist() if p not in act.kinks], dtype=dtype)
     v = v[: len(z)]
     want = by_formulas(act)[0](z)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import manualgrad as mg
-from manualgrad import aten, composite, gates, tiling
+from manualgrad import composite, gates, one_pass, tiling
 from manualgrad.activations import activation_of
 from manualgrad.chain import Chain
 from manualgrad.walks import IDENTITY
@@ -77,7 +77,7 @@ def test_frozen_parameters(frozen, kept):
 def test_a_finite_chain_of_gates_is_walked_once_and_with_less_care(walks, monkeypatch):
     """Its backward pass, too, does without a look at z."""
     looked = []
-    monkeypatch.setattr(gates.aten, "finite", lambda z: looked.append(z.shape) or True)
+    monkeypatch.setattr(gates.one_pass, "finite", lambda z: looked.append(z.shape) or True)
     ours, _ = both(("gelu", "silu", "identity"))
     ours(*operands()).sum().backward()
     assert walks == [["gelu of finite z", "silu of finite z", "identity"]]
@@ -154,10 +154,10 @@ def test_no_kernel_without_care_where_it_cannot_be_seen(walks):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", sorted(aten.OF_FINITE_Z))
+@pytest.mark.parametrize("name", sorted(one_pass.OF_FINITE_Z))
 def test_a_kernel_without_care_makes_no_number_of_an_infinity(name, dtype):
     """What the walk counts on. Kernels differ beside whole vectors, so in several lengths."""
-    sigma, prime = aten.OF_FINITE_Z[name]
+    sigma, prime = one_pass.OF_FINITE_Z[name]
     for length, value in itertools.product(
         (1, 3, 7, 8, 16, 17, 33, 64, 40000), (torch.inf, -torch.inf, torch.nan)
     ):
@@ -165,7 +165,7 @@ def test_a_kernel_without_care_makes_no_number_of_an_infinity(name, dtype):
         z[[0, length // 2, -1]] = value
         finite = z.isfinite()
         assert torch.equal(sigma(z.clone()).isfinite(), finite)
-    careful = aten.ONE_PASS[name.removesuffix(" of finite z")]
+    careful = one_pass.ONE_PASS[name.removesuffix(" of finite z")]
     most = torch.finfo(dtype).max / 4  # beyond, gelu itself is inf: not finite either
     far = [-most, -1e4, -300.0, -90.0, 90.0, 300.0, 1e4, most] * 5
     z = torch.tensor(far, dtype=torch.float64).to(dtype)

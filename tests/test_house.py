@@ -31,6 +31,7 @@ LAYERS = [
     {"manualgrad.equations"},
     {"manualgrad.compat", "manualgrad.chain", "manualgrad.listening"},
     {"manualgrad.products"},
+    {"manualgrad.one_pass"},
     {"manualgrad.aten", "manualgrad.tuned", "manualgrad.whole"},
     {"manualgrad.eligibility", "manualgrad.in_place"},
     {"manualgrad.backends"},

@@ -155,7 +155,8 @@ class MLP(nn.Module):
         acts, params, recompute = layers
         if not params:
             return input  # of no layers, as an empty Sequential
-        chain = Chain(acts, recompute) if self._residual is None else self._residual_chain()
+        plain = self._residual is None
+        chain = self._chain(acts, recompute) if plain else self._residual_chain()
         return run("nn.MLP", functions.mlp, input, chain, params, chain.scales)
 
     @property
@@ -180,22 +181,28 @@ class MLP(nn.Module):
             return None  # a layer is more than a branch's linear part
         return (IDENTITY, *acts), params, self.recompute
 
+    def _chain(self, acts: tuple[Activation, ...], recompute: bool, scale: Any = None) -> Chain:
+        """Made anew only where something of it was changed, or its scale is learned.
+
+        Skips take long, and what was seen of a small chain (small.Seen) holds for its next call.
+        """
+        new = torch.compiler.is_compiling() or is_tensor(scale)
+        known = None if new else self.__dict__.get("_known_chain")
+        if known is not None and known[0] == (acts, recompute, scale):
+            return known[1]
+        skips = () if scale is None else [replace(skip, scale=scale) for skip in self._skips]
+        chain = Chain(acts, recompute, skips)
+        if not new:
+            self.__dict__["_known_chain"] = (acts, recompute, scale), chain
+        return chain
+
     def _residual_chain(self) -> Chain:
-        """Made anew only where something of it was changed, or its scale is learned: it is long."""
         if len(self.layers) != len(self._acts) - 1:
             raise RuntimeError(
                 f"manualgrad.nn.MLP: {len(self.layers)} layers, but its skips were laid out for "
                 f"{len(self._acts) - 1}; make another MLP"
             )
-        scale, learned = self.branch_scale, is_tensor(self.branch_scale)
-        known = None if learned else self.__dict__.get("_known_chain")
-        if known is not None and known[0] == (scale, self.recompute):
-            return known[1]
-        skips = [replace(skip, scale=scale) for skip in self._skips]
-        chain = Chain(self._acts, self.recompute, skips)
-        if not learned:
-            self.__dict__["_known_chain"] = (scale, self.recompute), chain
-        return chain
+        return self._chain(self._acts, self.recompute, self.branch_scale)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_known_chain"}
