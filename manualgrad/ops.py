@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manualgrad import aten, backends, compat, one_pass, routed, sharding, whole  # noqa: F401
+from manualgrad import aten, backends, compat, one_pass, routed, sharding
 from manualgrad._version import __version__
 from manualgrad.activations import Activation, activation_of
 from manualgrad.aten import bp3_bias_gradient, bp4_weight_gradient

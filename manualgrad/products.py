@@ -15,6 +15,7 @@ examples are many.
 import functools
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -171,7 +172,7 @@ def _large(M: int, N: int, K: int, examples: int) -> bool:
 def _whole(
     left: Tensor, right: Tensor, shape: tuple[Any, Any, Any], examples: Any, *, biased: bool = False
 ) -> bool:
-    """Whether a graph had better hold this product whole, for us to make: see manualgrad.whole.
+    """Whether a graph had better hold this product whole, for us to make.
 
     What is not fixed in shape is taken for large. In bfloat16 a bias is what we are faster at.
     """
@@ -228,3 +229,30 @@ def _seconds() -> list[float]:
             product(x, weight, None)
             least[i] = min(least[i], time.perf_counter() - start)
     return least
+
+
+# the same as operators, which a graph of torch.compile holds whole: products it leaves to ATen anyway,
+# and fuses what is elementwise around them
+
+LIBRARY = torch.library.Library("manualgrad", "FRAGMENT")
+# signature: (kernel, fake)
+OPERATORS: dict[str, tuple[Callable[..., Tensor], Callable[..., Any]]] = {
+    "linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor": (
+        linear,
+        lambda x, weight, bias: x.new_empty(x.shape[0], weight.shape[0]),
+    ),
+    "error_below(Tensor delta, Tensor weight) -> Tensor": (
+        error_below,
+        lambda delta, weight: delta.new_empty(delta.shape[0], weight.shape[1]),
+    ),
+    "weight_gradient(Tensor delta, Tensor a) -> Tensor": (
+        weight_gradient,
+        lambda delta, a: delta.new_empty(delta.shape[1], a.shape[1]),
+    ),
+}
+
+for _signature, (_kernel, _fake) in OPERATORS.items():
+    _name = _signature.partition("(")[0]
+    LIBRARY.define(_signature, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"manualgrad::{_name}", _fake, lib=LIBRARY)

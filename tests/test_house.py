@@ -32,7 +32,7 @@ LAYERS = [
     {"manualgrad.compat", "manualgrad.chain", "manualgrad.listening"},
     {"manualgrad.products"},
     {"manualgrad.one_pass"},
-    {"manualgrad.aten", "manualgrad.tuned", "manualgrad.whole"},
+    {"manualgrad.aten", "manualgrad.tuned"},
     {"manualgrad.eligibility", "manualgrad.in_place"},
     {"manualgrad.backends"},
     {"manualgrad.routed", "manualgrad.front_door"},

@@ -28,15 +28,20 @@ def loss_of(output):
 
 
 def losses(model, args, kwargs, steps=4):
-    """Of SGD steps, dropout on, from the same seeds."""
+    """Of SGD steps, dropout on, from the same seeds; by one kernel of gelu for all.
+
+    Of few entries ours is ATen's, which errs half as much as oneDNN's: after four steps of the
+    vision transformer that is 1.5e-5 of its loss.
+    """
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     values = []
     for step in range(steps):
         torch.manual_seed(step)
         np.random.seed(step)
         optimizer.zero_grad()
-        loss = loss_of(model(*args, **kwargs))
-        loss.backward()
+        with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
+            loss = loss_of(model(*args, **kwargs))
+            loss.backward()
         optimizer.step()
         values.append(loss.item())
     return values
