@@ -197,10 +197,10 @@ class SmallMLPFunction(Function):
         """x (M, K); tensors W1 (N1, K), b1 (N1,) or None, ...  Returns (a^L,)."""
         beside, if_finite = chain.seen.about
         acts, large = if_finite or chain.acts, chain.seen.has_large_products()
-        a, s = small.forward(acts, x, tensors, large)
+        a, s = small.forward(acts, x, tensors, large, chain.seen.tanh)
         if if_finite and not one_pass.finite(a[-1]):
             acts = chain.acts
-            a, s = small.forward(acts, x, tensors, large)
+            a, s = small.forward(acts, x, tensors, large, chain.seen.tanh)
         if acts[-1].is_identity:
             s = [*s[:-1], None]
         first = tensors[0] if ctx.needs_input_grad[0] else None

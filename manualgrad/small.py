@@ -62,13 +62,16 @@ class Seen:
     F.linear looks at: of other shapes, dtypes or devices, it raises.
     """
 
-    __slots__ = "about", "dtype", "large", "shape", "tensors"
+    __slots__ = "about", "dtype", "large", "shape", "tanh", "tensors"
 
     def __init__(self, acts: tuple[Activation, ...], x: Tensor, tensors: Sequence[Any]):
         self.shape, self.dtype, self.about = x.shape, x.dtype, gates.about(acts)
         self.tensors = list(map(weakref.ref, _given(tensors)))
-        sizes = map(Tensor.numel, tensors[::2])
-        self.large = x.dtype is torch.float32 and x.shape[0] * max(sizes) >= products.LARGE
+        M, weights, single = x.shape[0], tensors[::2], x.dtype is torch.float32
+        self.large = single and M * max(map(Tensor.numel, weights)) >= products.LARGE
+        self.tanh = any(sigma is torch.tanh_ for sigma, *_ in kernels(acts)) and (
+            not single or M * max(map(len, weights)) >= products.TANH
+        )
 
     def again(self, x: Any, tensors: Sequence[Any]) -> bool:
         """Whether this is that call. Raises RuntimeError for an x that has no shape."""
@@ -110,14 +113,20 @@ def kernels(acts: tuple[Activation, ...]) -> list[Kernels]:
 
 
 def forward(
-    acts: tuple[Activation, ...], x: Tensor, tensors: Sequence[Any], large: bool
+    acts: tuple[Activation, ...], x: Tensor, tensors: Sequence[Any], large: bool, tanh: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """a^0..a^L and s^0..s^L.  acts[0..L]; x = a^0 (M, N_0); tensors W^1, b^1, ..., W^L, b^L."""
-    a, s, of_layers = [x], [x], kernels(acts)[1:]
+    """a^0..a^L and s^0..s^L.  acts[0..L]; x = a^0 (M, N_0); tensors W^1, b^1, ..., W^L, b^L.
+
+    large, tanh: products.linear, products.linear_tanh may have to say something about it.
+    """
+    a, s, z, of_layers = [x], [x], x, kernels(acts)[1:]
     linear = products.linear if large or x.dtype is torch.bfloat16 else F.linear
     for (sigma, _, keeps_z), W, b in zip(of_layers, tensors[::2], tensors[1::2], strict=True):
-        z = linear(x, W, b)
-        x = sigma(z) if sigma else z
+        above = products.linear_tanh(x, W, b) if tanh and sigma is torch.tanh_ else None
+        if above is None:
+            z = linear(x, W, b)
+            above = sigma(z) if sigma else z
+        x = above
         a.append(x)
         s.append(z if keeps_z else x)
     return a, s
