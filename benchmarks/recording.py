@@ -46,10 +46,11 @@ def device_name(device: str) -> str:
         text = pathlib.Path("/proc/cpuinfo").read_text()
     except OSError:
         return platform.processor() or platform.machine()
-    told = re.search(r"model name\s*:\s*(.+)", text)
-    flags = re.search(r"flags\s*:\s*(.+)", text)
-    has = [f for f in ("avx2", "avx512f", "amx_bf16") if flags and f in flags[1].split()]
-    name = told[1].strip() if told else platform.machine()
+    told = dict(re.findall(r"^([a-z ]+?)\s*:\s*(.+?)\s*$", text, re.MULTILINE))
+    has = [f for f in ("avx2", "avx512f", "amx_bf16") if f in told.get("flags", "").split()]
+    name = told.get("model name", platform.machine())
+    if "cpu family" in told:  # a virtual machine's name may say no more than the maker's
+        name += f", family {told['cpu family']} model {told.get('model', '?')}"
     return f"{name} ({os.cpu_count()} cores{', ' + has[-1] if has else ''})"
 
 
