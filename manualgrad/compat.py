@@ -50,12 +50,12 @@ def observed() -> bool:
     """Somebody is to be shown each operation, or has a word in it: autocast, a tracer or compiler,
     a transform of torch.func, forward mode, a TorchDispatchMode."""
     return (
-        any_autocast()
+        torch.compiler.is_compiling()
+        or any_autocast()
         or transforms_active()
         or forward_mode()
         or dispatch_modes_active()
         or tracing_by_jit()
-        or torch.compiler.is_compiling()
     )
 
 

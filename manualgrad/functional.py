@@ -115,13 +115,14 @@ def run(
     """
     if has_torch_function((input, *params, *scales)):
         return _handed_over(what, input, params, scales)
-    if type(what) is Chain and what.seen is not None:
+    if not torch.compiler.is_compiling() and type(what) is Chain and what.seen is not None:
         try:
             if what.seen.again(input, params):
                 return functions.small_mlp(input, what, *params)[0]
-        except RuntimeError:
+        except (AttributeError, RuntimeError):  # not a tensor, or of other dtypes by now
             if fit(input, params):
                 raise
+        what.seen = None  # it holds tensors that may be out of use
     if compat.any_autocast() and isinstance(input, Tensor):
         dtype = compat.autocast_dtype(input.device)
         if dtype is not None:

@@ -97,7 +97,7 @@ def _past_onednn(z) -> bool:
     and its call alone takes longer than so few entries do."""
     if torch.compiler.is_compiling() or z.dtype not in ONEDNN_GELU or z.dim() != 2:
         return False
-    return z.numel() < CHECKED and min(z.shape) > 1
+    return z.numel() < CHECKED and z.is_cpu and min(z.shape) > 1 and z.is_contiguous()
 
 
 def _gelu(z):

@@ -10,7 +10,6 @@ miss that: they walk forward once more. So whoever takes them gets no second cha
 
 import functools
 import operator
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +20,6 @@ from torch import Tensor
 from manualgrad import backends, compat, gates, one_pass, products
 from manualgrad.activations import Activation
 from manualgrad.chain import Chain
-from manualgrad.compat import PLAIN
 from manualgrad.keeping import plain_on_cpu
 
 REQUIRES_GRAD = operator.attrgetter("requires_grad")
@@ -57,16 +55,19 @@ def takes(chain: Chain, x: Tensor, tensors: Sequence[Any]) -> bool:
 class Seen:
     """A call that small chains take. The same again, the rule in training, needs no second look.
 
-    The same: a module's chain, the same tensors, an input of the same shape and dtype, and nothing
-    going on in torch that wants to know of each operation. What may have become of the tensors,
-    F.linear looks at: of other shapes, dtypes or devices, it raises.
+    The same: a module's chain, the same tensors in the same shapes, an input of the same shape and
+    dtype, and nothing going on in torch that wants to know of each operation. What is left to
+    F.linear is to raise for tensors of another dtype or device by now.
+
+    about: gates.about its acts. large, tanh: products.linear and error_below, or linear_tanh, may
+    be better at some of its products than F.linear and torch.mm are.
     """
 
-    __slots__ = "about", "dtype", "large", "shape", "tanh", "tensors"
+    __slots__ = "about", "dtype", "large", "shape", "shapes", "tanh", "tensors"
 
     def __init__(self, acts: tuple[Activation, ...], x: Tensor, tensors: Sequence[Any]):
         self.shape, self.dtype, self.about = x.shape, x.dtype, gates.about(acts)
-        self.tensors = list(map(weakref.ref, _given(tensors)))
+        self.tensors, self.shapes = tensors, _shapes(tensors)
         M, weights, single = x.shape[0], tensors[::2], x.dtype is torch.float32
         self.large = single and M * max(map(Tensor.numel, weights)) >= products.LARGE
         self.tanh = any(sigma is torch.tanh_ for sigma, *_ in kernels(acts)) and (
@@ -74,18 +75,19 @@ class Seen:
         )
 
     def again(self, x: Any, tensors: Sequence[Any]) -> bool:
-        """Whether this is that call. Raises RuntimeError for an x that has no shape."""
+        """Whether this is that call. Raises AttributeError and RuntimeError for no plain x."""
         return (
-            type(x) in PLAIN
+            len(tensors) == len(self.tensors)
+            and all(map(operator.is_, tensors, self.tensors))
+            and plain_on_cpu(x, tensors)
             and x.dtype is self.dtype
             and x.shape == self.shape
-            and x.is_cpu
             and x.layout is torch.strided
+            and _shapes(tensors) == self.shapes
+            and all(map(REQUIRES_GRAD, tensors[::2]))
             and backends.mode() == "auto"
             and not (gradients_were_differentiated or compat.observed())
             and torch.is_grad_enabled()
-            and all(map(operator.is_, map(weakref.ref, _given(tensors)), self.tensors))
-            and all(map(REQUIRES_GRAD, tensors[::2]))
         )
 
     def __reduce__(self):
@@ -96,8 +98,8 @@ class Seen:
         return self.large and products.onednn_wins_here()
 
 
-def _given(tensors: Sequence[Any]) -> Sequence[Tensor]:
-    return [tensor for tensor in tensors if tensor is not None]
+def _shapes(tensors: Sequence[Any]) -> list[torch.Size | None]:
+    return [None if tensor is None else tensor.shape for tensor in tensors]
 
 
 Kernels = tuple[Callable[..., Tensor] | None, Callable[..., Tensor] | None, bool]
@@ -117,7 +119,7 @@ def forward(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """a^0..a^L and s^0..s^L.  acts[0..L]; x = a^0 (M, N_0); tensors W^1, b^1, ..., W^L, b^L.
 
-    large, tanh: products.linear, products.linear_tanh may have to say something about it.
+    large, tanh: as Seen says.
     """
     a, s, z, of_layers = [x], [x], x, kernels(acts)[1:]
     linear = products.linear if large or x.dtype is torch.bfloat16 else F.linear

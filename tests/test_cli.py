@@ -268,11 +268,13 @@ def _wait_for_workers(process):
     raise AssertionError("no workers in a minute")
 
 
-def test_an_interrupted_audit_ends_with_130_and_no_file(tmp_path):
+@pytest.mark.parametrize("later", [0, 5], ids=["at once", "while they work"])
+def test_an_interrupted_audit_ends_with_130_and_no_file(later, tmp_path):
     file = tmp_path / "audit.json"
     own = {"cwd": tmp_path, "start_new_session": True, "preexec_fn": _hears_interrupts}
     process = command("check", "--json", str(file), "--jobs", "2", **own)
     _wait_for_workers(process)
+    time.sleep(later)
     os.killpg(process.pid, signal.SIGINT)
     try:
         out, err = process.communicate(timeout=60)
@@ -281,6 +283,7 @@ def test_an_interrupted_audit_ends_with_130_and_no_file(tmp_path):
     assert process.returncode == 130, out + err
     assert "manualgrad check: interrupted" in err
     assert "Traceback" not in err
+    assert "Warning" not in err
     assert not list(pathlib.Path(tmp_path).iterdir())
 
 

@@ -28,23 +28,29 @@ def loss_of(output):
 
 
 def losses(model, args, kwargs, steps=4):
-    """Of SGD steps, dropout on, from the same seeds; by one kernel of gelu for all.
-
-    Of few entries ours is ATen's, which errs half as much as oneDNN's: after four steps of the
-    vision transformer that is 1.5e-5 of its loss.
-    """
+    """Of SGD steps, dropout on, from the same seeds."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     values = []
     for step in range(steps):
         torch.manual_seed(step)
         np.random.seed(step)
         optimizer.zero_grad()
-        with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
-            loss = loss_of(model(*args, **kwargs))
-            loss.backward()
+        loss = loss_of(model(*args, **kwargs))
+        loss.backward()
         optimizer.step()
         values.append(loss.item())
     return values
+
+
+def of_twin(twin, *given, **options):
+    """losses; those of gelu without oneDNN: of few entries ours is ATen's, which errs half as much.
+
+    After four steps of the vision transformer that is 1.5e-5 of its loss.
+    """
+    if "gelu" not in repr(twin).lower():
+        return losses(twin, *given, **options)
+    with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
+        return losses(twin, *given, **options)
 
 
 def test_there_are_35():
@@ -59,7 +65,7 @@ def test_family(name):
     assert len(report) == pairs, report
     assert not report.refused, report
     assert list(model.state_dict()) == list(twin.state_dict())
-    assert losses(model, args, kwargs) == pytest.approx(losses(twin, args, kwargs), rel=1e-5)
+    assert losses(model, args, kwargs) == pytest.approx(of_twin(twin, args, kwargs), rel=1e-5)
     mg.unpatch(model)
     assert [type(m) for m in model.modules()] == [type(m) for m in twin.modules()]
 
@@ -70,5 +76,5 @@ def test_family_without_an_example(name):
     twin = copy.deepcopy(model)
     assert len(mg.patch(model)) == pairs
     assert list(model.state_dict()) == list(twin.state_dict())
-    ours, theirs = (losses(net, args, kwargs, steps=2) for net in (model, twin))
-    assert ours == pytest.approx(theirs, rel=1e-5)
+    ours = losses(model, args, kwargs, steps=2)
+    assert ours == pytest.approx(of_twin(twin, args, kwargs, steps=2), rel=1e-5)

@@ -186,6 +186,18 @@ def test_where_nobody_may_look_inside(calls):
     assert not calls
 
 
+@pytest.mark.parametrize("K", [64, 300])
+def test_a_bias_that_is_not_contiguous(K, calls):
+    """oneDNN reads on from its first entry, whatever its stride."""
+    x, weight = operands((2048, K), (256, K))
+    for bias in (torch.randn(512)[::2], torch.randn(256, 3)[:, 1], torch.randn(1).expand(256)):
+        calls.clear()
+        a = products.linear(x, weight, bias)
+        assert calls
+        expected = torch.nn.functional.linear(x, weight, bias)
+        torch.testing.assert_close(a, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_empty_batches_and_inner_dimensions(calls):
     weight, bias = operands((N, 0), (N,))
     a = products.linear(torch.empty(0, 0), weight, bias)

@@ -283,3 +283,10 @@ def test_fx(scale):
     )
     x = torch.randn(3, 4)
     torch.testing.assert_close(torch.fx.symbolic_trace(module)(x), module(x))
+
+
+def test_an_mlp_without_its_branch_scale_is_refused():
+    net = mg.nn.MLP([4] * 4, residual="post")
+    net.branch_scale = None
+    with pytest.raises(TypeError, match="scale must be a number"):
+        net(torch.randn(2, 4))

@@ -1,6 +1,7 @@
 """A small chain's call that has been seen: what is left out the next time, and when it is not."""
 
 import copy
+import pickle
 import weakref
 
 import pytest
@@ -93,6 +94,14 @@ def no_bias(net, x):
     net.layers[1].bias = None
 
 
+def no_last_bias(net, x):
+    net.layers[2].bias = None
+
+
+def a_shared_bias(net, x):
+    net.layers[2].bias = net.layers[0].bias
+
+
 def another_activation(net, x):
     net.layers[1].activation = "gelu"
 
@@ -106,7 +115,7 @@ def a_subclass(net, x):
 
 
 CHANGES = [another_input, other_dimensions, another_dtype, another_parameter, a_shared_parameter,
-           a_frozen_one, no_bias, another_activation, recomputing, a_subclass]  # fmt: skip
+           a_frozen_one, no_bias, no_last_bias, a_shared_bias, another_activation, recomputing, a_subclass]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
@@ -154,16 +163,36 @@ def test_under_transforms_it_is_looked_at_from_the_beginning():
     torch.testing.assert_close(tuple(found.values()), gradients(net(x), net))
 
 
-def test_what_became_of_a_tensor_is_said_as_ever():
+SPOILED = [
+    ("weight", (WIDTH, WIDTH + 1)), ("weight", (WIDTH,)), ("weight", ()), ("bias", (1,)),
+    ("bias", (1, WIDTH)), ("bias", (M, WIDTH)), ("weight", torch.float64), ("bias", torch.float64),
+    ("weight", torch.bfloat16),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("layer", range(3))
+@pytest.mark.parametrize(("name", "spoiled"), SPOILED, ids=str)
+def test_what_became_of_a_tensor_is_said_as_ever(name, spoiled, layer):
     net, x = seen_net()
-    for data in (torch.randn(WIDTH, WIDTH + 1), torch.randn(WIDTH, WIDTH).double()):
-        net.layers[1].weight.data = data
-        with pytest.raises(ValueError, match=r"manualgrad\.nn\.MLP"):
-            net(x)
+    parameter = getattr(net.layers[layer], name)
+    good = parameter.data
+    if isinstance(spoiled, tuple):
+        parameter.data = torch.randn(spoiled)
+    else:
+        parameter.data = good.to(spoiled)
+    with pytest.raises(ValueError, match=r"manualgrad\.nn\.MLP"):
+        net(x)
+    parameter.data = good
+    assert is_small(net(x))
+
+
+def test_what_is_no_tensor_is_said_as_ever():
+    net, x = seen_net()
     with pytest.raises(TypeError, match=r"manualgrad\.nn\.MLP"):
         net(x.tolist())
-    net.layers[1].weight.data = torch.randn(WIDTH, WIDTH)
-    assert is_small(net(x))
+    net.layers[2].weight = None
+    with pytest.raises(TypeError, match=r"layers\.2|weight"):
+        net(x)
 
 
 def test_an_error_of_anybody_else_is_left_as_it_is(monkeypatch):
@@ -177,10 +206,55 @@ def test_an_error_of_anybody_else_is_left_as_it_is(monkeypatch):
         net(x)
 
 
-def test_what_was_seen_keeps_no_parameter_alive_and_is_not_copied():
+@pytest.mark.parametrize("hooked", [False, True])
+def test_a_parameter_out_of_use_is_let_go_with_the_next_call(hooked):
     net, x = seen_net()
     old = weakref.ref(net.layers[0].weight)
     net.layers[0].weight = nn.Parameter(torch.randn(WIDTH, WIDTH))
+    if hooked:  # then the layers are called one by one
+        net.layers[1].register_forward_hook(lambda *given: None)
+    assert is_small(net(x)) is not hooked
     assert old() is None
+
+
+def test_a_copy_has_seen_nothing():
+    net, _ = seen_net()
+    chain = net.__dict__["_known_chain"][1]
+    assert copy.deepcopy(chain).seen is None
+    assert pickle.loads(pickle.dumps(chain.seen)) is None
     assert "_known_chain" not in copy.deepcopy(net).__dict__
-    assert is_small(net(x))
+
+
+def test_a_bias_where_there_was_none(looked):
+    net, x = seen_net(bias=False)
+    looked.clear()
+    net.layers[2].bias = nn.Parameter(torch.randn(WIDTH))
+    torch.testing.assert_close(gradients(net(x), net), gradients(by_layers(net, x), net))
+    assert looked
+
+
+def test_parameters_can_be_swapped():
+    """As torch.__future__.set_swap_module_params_on_conversion has it: no weak references."""
+    net, x = seen_net()
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        net.double()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(before)
+    torch.testing.assert_close(net(x.double()), by_layers(net, x.double()))
+
+
+def test_compiled_after_an_eager_call():
+    net, x = seen_net()
+    expected = gradients(net(x), net)
+    torch._dynamo.reset()
+    for _ in range(2):
+        compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(gradients(compiled(x), net), expected)
+        torch.testing.assert_close(gradients(net(x), net), expected)
+    seq = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH))
+    theirs = seq(x)
+    mg.patch(seq, x)
+    seq(x)
+    torch.testing.assert_close(torch.compile(seq, backend="aot_eager", fullgraph=True)(x), theirs)

@@ -9,6 +9,11 @@ import manualgrad as mg
 from manualgrad import compat, products, small
 
 M, N, K = 512, 64, 32
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
+BFLOAT16 = pytest.param(
+    torch.bfloat16,
+    marks=pytest.mark.skipif(not compat.onednn_has_bfloat16(), reason="needs bfloat16 in oneDNN"),
+)
 
 
 @pytest.fixture
@@ -22,7 +27,7 @@ def taken(monkeypatch):
         return linear(x, weight, bias, epilogue, *rest)
 
     monkeypatch.setattr(compat, "onednn_linear", counted)
-    monkeypatch.setattr(products, "onednn_tanh_wins", lambda threads, dtype: True)
+    monkeypatch.setattr(products, "onednn_tanh_wins", lambda threads, dtype, terms: True)
     return found
 
 
@@ -38,7 +43,7 @@ def error(found, exact):
 
 
 @pytest.mark.parametrize("biased", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, BFLOAT16])
 def test_it_errs_no_more_than_atens_by_a_last_place(dtype, biased, taken):
     x, weight, bias = operands(dtype)
     bias = bias if biased else None
@@ -81,6 +86,24 @@ def test_in_small_chains(taken, monkeypatch):
     large = mg.mlp(x, params[::2], params[1::2], ["tanh", "relu", "tanh"])
     assert len(taken) == 4
     assert all(map(torch.equal, found, torch.autograd.grad(large.square().sum(), params)))
+
+
+BIASES = {
+    "strided": torch.linspace(-1, 1, 2 * N)[::2],
+    "a column": torch.linspace(-1, 1, 3 * N).view(N, 3)[:, 1],
+    "expanded": torch.tensor([0.5]).expand(N),
+}
+
+
+@pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
+@pytest.mark.parametrize("dtype", [torch.float32, BFLOAT16])
+def test_a_bias_that_is_not_contiguous(bias, dtype, taken):
+    x, weight, _ = operands(dtype)
+    a = mg.linear_act(x, weight, bias.to(dtype), "tanh")
+    assert taken
+    tolerance = 1e-5 if dtype is torch.float32 else 2e-2
+    expected = torch.tanh(F.linear(x, weight, bias.to(dtype)))
+    torch.testing.assert_close(a, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_values_without_a_number(taken):
@@ -132,10 +155,22 @@ def test_nobody_looks_on(taken):
     assert not taken
 
 
-def test_it_is_measured(monkeypatch):
-    wins = products.onednn_tanh_wins.__wrapped__
-    for seconds, expected in (([2.0, 1.0], True), ([1.1, 1.0], False)):
-        monkeypatch.setattr(products, "_seconds", lambda *given, seconds=seconds: seconds)
-        assert wins(1, torch.float32) is expected
+def test_it_is_measured_for_each_power_of_two(monkeypatch):
+    shapes, seconds = [], [2.0, 1.0]
+    monkeypatch.setattr(products, "_seconds", lambda by, x: shapes.append((*x.shape,)) or seconds)
+    calls, linear = [], compat.onednn_linear
+    monkeypatch.setattr(compat, "onednn_linear", lambda *a: calls.append(a[3]) or linear(*a))
+    products.onednn_tanh_wins.cache_clear()
+    for K in (1, 32, 33, 64, 250, 256):
+        assert products.linear_tanh(*operands(shape=(M, N, K))) is not None
+    assert shapes == [(1024, 32), (1024, 64), (1024, 256)]
+    assert calls == ["tanh"] * 6
+    seconds[0] = 1.1
+    assert products.linear_tanh(*operands(shape=(M, N, 64))) is not None  # known by now
+    products.onednn_tanh_wins.cache_clear()
+    assert products.linear_tanh(*operands(shape=(M, N, 64))) is None
     monkeypatch.setattr(compat, "onednn_linear", None)
-    assert wins(1, torch.float32) is False
+    seconds[0] = 2.0
+    products.onednn_tanh_wins.cache_clear()
+    assert products.linear_tanh(*operands(shape=(M, N, 64))) is None
+    products.onednn_tanh_wins.cache_clear()

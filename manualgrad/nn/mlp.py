@@ -181,16 +181,16 @@ class MLP(nn.Module):
             return None  # a layer is more than a branch's linear part
         return (IDENTITY, *acts), params, self.recompute
 
-    def _chain(self, acts: tuple[Activation, ...], recompute: bool, scale: Any = None) -> Chain:
+    def _chain(self, acts: tuple[Activation, ...], recompute: bool, *scale: Any) -> Chain:
         """Made anew only where something of it was changed, or its scale is learned.
 
         Skips take long, and what was seen of a small chain (small.Seen) holds for its next call.
         """
-        new = torch.compiler.is_compiling() or is_tensor(scale)
+        new = torch.compiler.is_compiling() or any(map(is_tensor, scale))
         known = None if new else self.__dict__.get("_known_chain")
         if known is not None and known[0] == (acts, recompute, scale):
             return known[1]
-        skips = () if scale is None else [replace(skip, scale=scale) for skip in self._skips]
+        skips = [replace(skip, scale=scale[0]) for skip in self._skips] if scale else ()
         chain = Chain(acts, recompute, skips)
         if not new:
             self.__dict__["_known_chain"] = (acts, recompute, scale), chain
@@ -211,6 +211,8 @@ class MLP(nn.Module):
         if self._residual is not None:
             chain = self._residual_chain()
             return composite.residual(input, chain, chain.scales, list(self.layers))
+        if not torch.compiler.is_compiling():  # what was seen may hold parameters out of use
+            self.__dict__.pop("_known_chain", None)
         for layer in self.layers:
             input = layer(input)
         return input

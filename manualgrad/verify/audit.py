@@ -88,9 +88,9 @@ def audit(
     from joblib.externals.loky import get_reusable_executor
 
     run: Any = Parallel(jobs, return_as="generator_unordered")
-    with interrupts_held():
-        found = run(delayed(outcomes)(case, judges, device) for case in walked)
     try:
+        with interrupts_held():
+            found = run(delayed(outcomes)(case, judges, device) for case in walked)
         yield from found
     except KeyboardInterrupt:  # nobody waits for cases that have begun
         get_reusable_executor().shutdown(wait=False, kill_workers=True)
