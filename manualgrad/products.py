@@ -5,8 +5,7 @@ fast (measured on an AMD EPYC with AVX-512). It adds all terms of an entry up in
 worse the longer that is; MKL adds up 192 terms at a time. So oneDNN gets blocks as well, of at most
 256: its error is then up to 1.4 times MKL's on the whole of a product, and 1.9 times where 193 to
 256 terms are all positive. Which one is faster here is measured once per process and number of
-threads, on first need. So is tanh in the epilogue of oneDNN's product, which may take a fifth of
-what tanh takes in a pass of its own.
+threads, on first need; so is tanh in the epilogue of oneDNN's product.
 
 bfloat16 products are oneDNN's on either way, but ATen copies the bias into the result first, which
 takes up to two fifths of the time, and is slow at delta^T a where a is the wider of the two and
@@ -34,6 +33,7 @@ PAGES = 1 << 23  # entries of a result: new memory for so many costs more than t
 GRAPH = 1 << 25  # multiplications: what a call from a compiled graph has to save
 WIDE = 256  # neurons on both sides of a weight, or half as many and four times as many inputs
 FEW = 128  # examples: with fewer, BP4 takes longer than MKL's
+TINY = 1 << 12  # multiplications in bfloat16: up to so many ATen makes itself, and flushes nothing
 TANH = 1 << 15  # entries of a result: for fewer, oneDNN's call costs more than its tanh saves
 MANY = 1 << 13  # examples: for fewer, delta^T a in bfloat16 is no slower than (a^T delta)^T
 CLEARLY = 1.25  # times as fast, or MKL it is: blocks cost a quarter, and close calls other bits
@@ -55,7 +55,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, alone: bool = False) 
     examples = min(M, spare)
     if (spare >= 4 * ROWS or K <= TERMS) and _by_onednn(x, weight, shape, examples):
         return _in_blocks(x, weight, bias, examples=examples)
-    if bias is not None and _bfloat16_by_onednn(x, weight, bias):
+    if bias is not None and M * N * K > TINY and _bfloat16_by_onednn(x, weight, bias):
         return _onednn(x, weight, bias)
     return F.linear(x, weight, bias)
 
@@ -70,7 +70,7 @@ def linear_tanh(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None
     if torch.compiler.is_compiling():
         return None
     if x.dtype is torch.bfloat16:
-        takes = M * N * K > 0 and _bfloat16_by_onednn(x, weight)
+        takes = M * N * K > TINY and _bfloat16_by_onednn(x, weight)
     else:
         takes = 0 < K <= TERMS and M * N >= TANH and x.dtype is torch.float32
         takes = takes and torch.backends.mkldnn.enabled and _plain(x, weight)

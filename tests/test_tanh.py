@@ -174,3 +174,16 @@ def test_it_is_measured_for_each_power_of_two(monkeypatch):
     products.onednn_tanh_wins.cache_clear()
     assert products.linear_tanh(*operands(shape=(M, N, 64))) is None
     products.onednn_tanh_wins.cache_clear()
+
+
+@pytest.mark.parametrize("act", ["tanh", "relu"])
+def test_bfloat16_of_few_products_flushes_nothing(act):
+    """oneDNN takes a number below 1e-38 for 0, and 0 times infinity is not a number."""
+    x = torch.full((33, 3), 1e-39, dtype=torch.bfloat16)
+    W, b = torch.full((3, 3), torch.inf, dtype=torch.bfloat16), torch.zeros(3, dtype=torch.bfloat16)
+    ones = mg.linear_act(x, W, b, act)
+    chain = mg.mlp(
+        x, [W.requires_grad_(), torch.ones(3, 3).to(W).requires_grad_()], [b, b.clone()], act
+    )
+    assert not ones.isnan().any()
+    assert not chain.isnan().any()
