@@ -115,10 +115,11 @@ def run(
     """
     if has_torch_function((input, *params, *scales)):
         return _handed_over(what, input, params, scales)
-    if not torch.compiler.is_compiling() and type(what) is Chain and what.seen is not None:
+    seen = None if torch.compiler.is_compiling() else getattr(what, "seen", None)
+    if seen is not None:  # held here: another thread may let go of it
         try:
-            if what.seen.again(input, params):
-                return functions.small_mlp(input, what, *params)[0]
+            if seen.again(input, params):
+                return functions.small_mlp(input, (what, seen), *params)[0]
         except (AttributeError, RuntimeError):  # not a tensor, or of other dtypes by now
             if fit(input, params):
                 raise

@@ -193,14 +193,17 @@ class SmallMLPFunction(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, chain: Chain, *tensors: Any) -> tuple[Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, call: tuple[Chain, small.Seen], *tensors: Any
+    ) -> tuple[Tensor]:
         """x (M, K); tensors W1 (N1, K), b1 (N1,) or None, ...  Returns (a^L,)."""
-        beside, if_finite = chain.seen.about
-        acts, large = if_finite or chain.acts, chain.seen.has_large_products()
-        a, s = small.forward(acts, x, tensors, large, chain.seen.tanh)
+        chain, seen = call
+        beside, if_finite = seen.about
+        acts, large = if_finite or chain.acts, seen.has_large_products()
+        a, s = small.forward(acts, x, tensors, large, seen.tanh)
         if if_finite and not one_pass.finite(a[-1]):
             acts = chain.acts
-            a, s = small.forward(acts, x, tensors, large, chain.seen.tanh)
+            a, s = small.forward(acts, x, tensors, large, seen.tanh)
         if acts[-1].is_identity:
             s = [*s[:-1], None]
         first = tensors[0] if ctx.needs_input_grad[0] else None
@@ -283,8 +286,8 @@ def mlp(x: Tensor, chain: Chain, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         watched = compat.forward_mode() or compat.tracing_by_jit()
         derived = watched or torch.is_grad_enabled()
         if derived and not watched and small.takes(chain, x, tensors) and not shares(tensors):
-            chain.seen = small.Seen(chain.acts, x, tensors)
-            return small_mlp(x, chain, *tensors)
+            seen = chain.seen = small.Seen(chain.acts, x, tensors)
+            return small_mlp(x, (chain, seen), *tensors)
         chain = narrow.prepared(tiling.prepared(chain, x, tensors), x, tensors)
         if not derived:  # nobody will read what is kept
             return walked_forward(chain, x, tensors, hidden=False)

@@ -11,7 +11,7 @@ import torch.utils.flop_counter
 from torch import nn
 
 import manualgrad as mg
-from manualgrad import small
+from manualgrad import functions, small
 
 M, WIDTH = 6, 5
 
@@ -258,3 +258,18 @@ def test_compiled_after_an_eager_call():
     mg.patch(seq, x)
     seq(x)
     torch.testing.assert_close(torch.compile(seq, backend="aot_eager", fullgraph=True)(x), theirs)
+
+
+def test_another_thread_may_let_go_of_what_was_seen(monkeypatch):
+    """Two that share a module, each with inputs of its own shape, replace it all the time."""
+    net, x = seen_net()
+    expected, chain = gradients(net(x), net), net.__dict__["_known_chain"][1]
+    call = functions.small_mlp
+
+    def with_a_rival(*given):
+        chain.seen = None
+        return call(*given)
+
+    monkeypatch.setattr(functions, "small_mlp", with_a_rival)
+    for _ in range(2):  # seen, and not seen
+        assert all(map(torch.equal, gradients(net(x), net), expected))
