@@ -44,14 +44,15 @@ def error(found, exact):
 
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, BFLOAT16])
-def test_it_errs_no_more_than_atens_by_a_last_place(dtype, biased, taken):
+def test_it_errs_at_most_twice_as_much_as_atens(dtype, biased, taken):
+    """As its products may, and tanh by a part of a last place."""
     x, weight, bias = operands(dtype)
     bias = bias if biased else None
     a = mg.linear_act(x, weight, bias, "tanh")
     assert taken == [(M, K, N)]
     exact = torch.tanh(F.linear(*[t if t is None else t.double() for t in (x, weight, bias)]))
     native = torch.tanh(F.linear(x, weight, bias))
-    assert error(a, exact) <= error(native, exact) + torch.finfo(dtype).eps / 4
+    assert error(a, exact) <= 2 * error(native, exact) + torch.finfo(dtype).eps / 4
     leaves = [t for t in (x, weight, bias) if t is not None]
     up = torch.randn_like(native)
     found, expected = (torch.autograd.grad(y, leaves, up) for y in (a, native))
