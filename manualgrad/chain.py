@@ -136,8 +136,7 @@ class Chain:
 
     __slots__ = (
         "acts", "acts_if_finite", "beside", "branches", "carries_a", "carries_z", "depth", "finite",
-        "hides_top", "narrow", "outs", "recompute", "rows", "scales", "seen", "skips",
-        "slots",
+        "hides_top", "narrow", "outs", "recompute", "rows", "scales", "seen", "skips", "slots",
     )  # fmt: skip
 
     def __init__(

@@ -196,7 +196,7 @@ class SmallMLPFunction(Function):
     def forward(
         ctx: Any, x: Tensor, call: tuple[Chain, small.Seen], *tensors: Any
     ) -> tuple[Tensor]:
-        """x (M, K); tensors W1 (N1, K), b1 (N1,) or None, ...  Returns (a^L,)."""
+        """x (M, K); call: a chain, and what was seen of it; tensors W1, b1, ...  Returns (a^L,)."""
         chain, seen = call
         beside, if_finite = seen.about
         acts, large = if_finite or chain.acts, seen.has_large_products()

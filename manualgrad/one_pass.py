@@ -105,7 +105,8 @@ def _gelu(z):
 
 
 def _gelu_prime(kernel, v, z):
-    if _past_onednn(z) and not isinstance(kernel, functools.partial):
+    over_one = isinstance(kernel, functools.partial)  # _prime's, which writes over an argument
+    if _past_onednn(z) and not over_one:
         return kernel(v.t(), z.t()).t()
     return kernel(v, z)
 

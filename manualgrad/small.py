@@ -94,7 +94,7 @@ class Seen:
         return type(None), ()  # a copy has seen nothing
 
     def has_large_products(self) -> bool:
-        """Whether manualgrad.products may have to say something about the chain's products."""
+        """Whether manualgrad.products may be better at some of the chain's products."""
         return self.large and products.onednn_wins_here()
 
 

@@ -8,20 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch.utils.flop_counter
+from helpers import Other, is_small
 from torch import nn
 
 import manualgrad as mg
 from manualgrad import functions, small
 
 M, WIDTH = 6, 5
-
-
-class Other(torch.Tensor):
-    __torch_function__ = torch._C._disabled_torch_function_impl
-
-
-def is_small(output):
-    return type(output.grad_fn).__name__ == "SmallMLPFunctionBackward"
 
 
 def seen_net(**options):

@@ -7,6 +7,7 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import Other, is_small
 from torch import nn
 
 import manualgrad as mg
@@ -31,10 +32,6 @@ def native(acts, x, params):
 
 def ours(acts, x, params):
     return mg.mlp(x, params[::2], params[1::2], list(acts))
-
-
-def is_small(output):
-    return type(output.grad_fn).__name__ == "SmallMLPFunctionBackward"
 
 
 CHAINS = [("relu",) * 4, ("gelu",) * 4, ("relu", "gelu", "identity", "tanh"),
@@ -101,10 +98,6 @@ def refusals():
     yield "many examples", x.repeat(small.BYTES // x.nbytes + 1, 1), params, {}
     yield "wide", x, params + wide, {}
     yield "a subclass", x.detach().as_subclass(Other), params, {}
-
-
-class Other(torch.Tensor):
-    __torch_function__ = torch._C._disabled_torch_function_impl
 
 
 @pytest.mark.parametrize(
