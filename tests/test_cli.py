@@ -3,13 +3,12 @@
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
+from helpers import command
 from selection import EXHAUSTIVE
 
 from manualgrad import cli
@@ -19,10 +18,9 @@ TARGETS = (pathlib.Path(__file__).parent / "cli_targets.py").read_text()
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch):
-    """A command sets variables for its own process; here they must not outlive it."""
-    for name in ("TRITON_INTERPRET", "PYTHONWARNINGS"):
-        monkeypatch.setenv(name, "")  # so that what it was is remembered
-        monkeypatch.delenv(name)
+    """A command sets a variable for its own process; here it must not outlive it."""
+    monkeypatch.setenv("TRITON_INTERPRET", "")  # so that what it was is remembered
+    monkeypatch.delenv("TRITON_INTERPRET")
 
 
 @pytest.fixture
@@ -230,12 +228,6 @@ def test_activations_and_info(capsys):
     assert "Triton kernels" in printed
 
 
-def command(*arguments, **options):
-    line = [sys.executable, "-m", "manualgrad", *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(line, text=True, **pipes, **options)
-
-
 @pytest.mark.parametrize(
     ("some", "least"),
     [(["--dtype", "bfloat16"], 100), pytest.param([], 800, marks=EXHAUSTIVE)],
@@ -250,41 +242,6 @@ def test_the_quick_audit_as_a_stranger_runs_it(tmp_path, some, least):
     outcomes = json.loads(file.read_text())["outcomes"]
     assert len(outcomes) >= least
     assert not [o for o in outcomes if o["status"] == "finding"]
-
-
-def _hears_interrupts():
-    """Also where the tests run behind a shell, which has its children ignore them."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def _wait_for_workers(process):
-    """Until there are two, deaf to interrupts since before their first line of Python."""
-    children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    for _ in range(1200):
-        time.sleep(0.05)
-        found = [pathlib.Path("/proc", pid) for pid in children.read_text().split()]
-        if sum("LokyProcess" in (one / "cmdline").read_text() for one in found) >= 2:
-            return
-    raise AssertionError("no workers in a minute")
-
-
-@pytest.mark.parametrize("later", [0, 5], ids=["at once", "while they work"])
-def test_an_interrupted_audit_ends_with_130_and_no_file(later, tmp_path):
-    file = tmp_path / "audit.json"
-    own = {"cwd": tmp_path, "start_new_session": True, "preexec_fn": _hears_interrupts}
-    process = command("check", "--json", str(file), "--jobs", "2", **own)
-    _wait_for_workers(process)
-    time.sleep(later)
-    os.killpg(process.pid, signal.SIGINT)
-    try:
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130, out + err
-    assert "manualgrad check: interrupted" in err
-    assert "Traceback" not in err
-    assert "Warning" not in err
-    assert not list(pathlib.Path(tmp_path).iterdir())
 
 
 def test_the_script_is_installed():

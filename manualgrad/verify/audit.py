@@ -2,12 +2,14 @@
 
 import contextlib
 import functools
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from multiprocessing import resource_tracker
-from typing import Any
 
 import torch
 
@@ -79,39 +81,53 @@ def rows(quick: bool, dtype: torch.dtype | None) -> list[Case]:
 def audit(
     walked: Sequence[Case], judges: Sequence[str], device: str = "cpu", jobs: int = 1
 ) -> Iterator[list[Outcome]]:
-    """The outcomes of case after case, as they are done; in several processes by joblib."""
+    """The outcomes of case after case, as they are done; in processes of one thread each.
+
+    Raises BrokenExecutor when the system ended one of the processes.
+    """
     if jobs <= 1 or len(walked) < 2:
         for case in walked:
             yield outcomes(case, judges, device)
         return
-    from joblib import Parallel, delayed
-    from joblib.externals.loky import get_reusable_executor
-
-    run: Any = Parallel(jobs, return_as="generator_unordered")
+    others = set(multiprocessing.active_children())
+    spawn, one_thread = multiprocessing.get_context("spawn"), (torch.set_num_threads, (1,))
+    pool = ProcessPoolExecutor(jobs, spawn, *one_thread)
     try:
         with interrupts_held():
-            found = run(delayed(outcomes)(case, judges, device) for case in walked)
-        yield from found
-    except KeyboardInterrupt:  # nobody waits for cases that have begun
-        get_reusable_executor().shutdown(wait=False, kill_workers=True)
+            asked = [pool.submit(outcomes, case, judges, device) for case in walked]
+        for done in as_completed(asked):
+            yield done.result()
+    except BaseException:  # nobody waits for cases that have begun
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
         raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager
 def interrupts_held() -> Iterator[None]:
     """Until the block's end; a process that is started in it inherits that, and hears none.
 
-    A worker would print the traceback of wherever it was; whoever started it ends it.
+    A worker would print the traceback of wherever it was; whoever started it ends it. The handler
+    is for an interrupt that another thread of this process takes in the meantime.
     """
-    if not hasattr(signal, "pthread_sigmask"):
+    handler = signal.getsignal(signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()
+    if not (main and handler and hasattr(signal, "pthread_sigmask")):
         yield
         return
     resource_tracker.ensure_running()  # up to Python 3.12 its start lets interrupts through again
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: came.append(number))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def processes() -> int:
