@@ -7,7 +7,7 @@ The equations are the same; what changes is how many passes over memory the elem
 import torch
 import torch.nn.functional as F
 
-from manualgrad import compat, products
+from manualgrad import compat, halves, products
 from manualgrad.activations import ACTIVATIONS
 from manualgrad.one_pass import CHECKED, kernels_of
 
@@ -33,10 +33,7 @@ def linear_act_forward(x, weight, bias, act, skip=None, with_z=False):
         a = products.linear_tanh(x, weight, bias)
         if a is not None:
             return a, a
-    if x.numel() < CHECKED:
-        z = F.linear(x, weight, bias)
-    else:
-        z = products.linear(x, weight, bias, identity)
+    z = F.linear(x, weight, bias) if _small(x) else products.linear(x, weight, bias, identity)
     if type(z) is not torch.Tensor and not (identity and skip is None):
         z = _added_up(z)
     if skip is not None:
@@ -80,8 +77,7 @@ def bp1_output_error(grad_a, s, act):
 
 def bp2_propagate_error(delta, weight, s, act, skip=None, with_a=True, skip_z=None):
     """BP2: delta^l = (delta^{l+1} W^{l+1}) * sigma'(z^l).  Returns (delta^l, rows, a^l)."""
-    small = delta.numel() < CHECKED
-    adjoint = delta.mm(weight) if small else products.error_below(delta, weight)
+    adjoint = delta.mm(weight) if _small(delta) else products.error_below(delta, weight)
     if skip is not None:
         adjoint = _plus(adjoint, skip)
     below = _times_prime(adjoint, s, act)
@@ -115,9 +111,14 @@ def bp3_bias_gradient(rows, dtype=None):
 
 def bp4_weight_gradient(delta, x, into=None):
     """BP4: grad_W C = delta^T a^{l-1}, summed over examples, added to into.  Returns (N, K)."""
-    if delta.numel() >= CHECKED:
+    if not _small(delta):
         return products.weight_gradient(delta, x, into)
     return delta.t().mm(x) if into is None else into.addmm_(delta.t(), x)
+
+
+def _small(rows) -> bool:
+    """ATen's products it is: a look at who would be faster costs more than it saves."""
+    return rows.numel() < CHECKED and rows.dtype not in halves.DTYPES
 
 
 def output(s, act):

@@ -7,23 +7,21 @@ worse the longer that is; MKL adds up 192 terms at a time. So oneDNN gets blocks
 256 terms are all positive. Which one is faster here is measured once per process and number of
 threads, on first need; so is tanh in the epilogue of oneDNN's product.
 
-bfloat16 products are oneDNN's on either way, but ATen copies the bias into the result first, which
-takes up to two fifths of the time, and is slow at delta^T a where a is the wider of the two and
-examples are many.
+Where a CPU has instructions for bfloat16 its products are oneDNN's either way, but ATen copies the
+bias into the result first, which takes up to two fifths of the time, and is slow at delta^T a where
+a is the wider of the two and examples are many. Where a CPU has none: manualgrad.halves.
 """
 
 import functools
-import logging
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manualgrad import compat
+from manualgrad import compat, halves
+from manualgrad.measuring import clearly_faster
 
 LARGE = 1 << 22  # multiplications: below, oneDNN's call costs more than it saves
 TERMS = 256  # of a sum, added up in one row: with more, oneDNN errs over twice as much as MKL
@@ -36,9 +34,6 @@ FEW = 128  # examples: with fewer, BP4 takes longer than MKL's
 TINY = 1 << 12  # multiplications in bfloat16: up to so many ATen makes itself, and flushes nothing
 TANH = 1 << 15  # entries of a result: for fewer, oneDNN's call costs more than its tanh saves
 MANY = 1 << 13  # examples: for fewer, delta^T a in bfloat16 is no slower than (a^T delta)^T
-CLEARLY = 1.25  # times as fast, or MKL it is: blocks cost a quarter, and close calls other bits
-
-log = logging.getLogger("manualgrad")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, alone: bool = False) -> Tensor:
@@ -48,9 +43,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, alone: bool = False) 
     """
     (M, K), N = x.shape, weight.shape[0]
     shape = M, N, K
+    given = (x, weight) if bias is None else (x, weight, bias)
     if torch.compiler.is_compiling():
-        whole = _whole(x, weight, shape, M, biased=bias is not None)
+        whole = _whole("linear", shape, M, *given)
         return (torch.ops.manualgrad.linear.default if whole else F.linear)(x, weight, bias)
+    if halves.takes("linear", M * N * K, *given):
+        return halves.product(x, weight, bias)
     spare = 3 * M * K // (2 * N + TERMS) if alone else 4 * max(M, ROWS)  # beside a copy of weight
     examples = min(M, spare)
     if (spare >= 4 * ROWS or K <= TERMS) and _by_onednn(x, weight, shape, examples):
@@ -71,6 +69,7 @@ def linear_tanh(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None
         return None
     if x.dtype is torch.bfloat16:
         takes = M * N * K > TINY and _bfloat16_by_onednn(x, weight)
+        takes = takes and not halves.takes("linear", M * N * K, x, weight)
     else:
         takes = 0 < K <= TERMS and M * N >= TANH and x.dtype is torch.float32
         takes = takes and torch.backends.mkldnn.enabled and _plain(x, weight)
@@ -88,8 +87,10 @@ def error_below(delta: Tensor, weight: Tensor, over: bool = False, at_peak: bool
     """
     (M, N), K = delta.shape, weight.shape[1]
     if torch.compiler.is_compiling():
-        whole = _whole(delta, weight, (M, K, N), M)
+        whole = _whole("error_below", (M, K, N), M, delta, weight)
         return (torch.ops.manualgrad.error_below.default if whole else torch.mm)(delta, weight)
+    if halves.takes("error_below", M * N * K, delta, weight):
+        return halves.product(delta, weight.t())
     fits = over and K <= N
     if (at_peak and N > TERMS and not fits) or not _by_onednn(delta, weight, (M, K, N), M):
         return delta.mm(weight)
@@ -102,9 +103,10 @@ def weight_gradient(delta: Tensor, a: Tensor, into: Tensor | None = None) -> Ten
     """delta^T a, BP4's product, added to into.  delta (M, N), a (M, K).  Returns (N, K)."""
     M, N, K = *delta.shape, a.shape[1]
     if torch.compiler.is_compiling() and into is None:
-        many = M if isinstance(M, int) else MANY  # a comparison would be a guard
-        if _wide(N, K, many) and _whole(delta, a, (N, K, M), M):
+        if _whole("weight_gradient", (N, K, M), M, delta, a):
             return torch.ops.manualgrad.weight_gradient.default(delta, a)
+    elif halves.takes("weight_gradient", M * N * K, delta, a):
+        return halves.product(delta.t(), a.t(), into=into)
     elif _wide(N, K, M) and _by_onednn(delta, a, (N, K, M), M):
         total = _in_blocks(delta.t(), a.t(), examples=M)
         return total if into is None else into.add_(total)
@@ -192,19 +194,24 @@ def _large(M: int, N: int, K: int, examples: int) -> bool:
     return _rows_at_once(M, N, examples) * N * K >= count * BLOCK
 
 
-def _whole(
-    left: Tensor, right: Tensor, shape: tuple[Any, Any, Any], examples: Any, *, biased: bool = False
-) -> bool:
+def _whole(name: str, shape: tuple[Any, Any, Any], examples: Any, *tensors: Tensor) -> bool:
     """Whether a graph had better hold this product whole, for us to make.
 
-    What is not fixed in shape is taken for large. In bfloat16 a bias is what we are faster at.
+    What is not fixed in shape is taken for large. In bfloat16 a bias is what we are faster at, but
+    where halves win.
     """
     M, N, K, examples = (s if isinstance(s, int) else ENTRIES for s in (*shape, examples))
-    if left.device.type != "cpu" or not compat.traced_plain(left, right) or M * N * K < GRAPH:
+    left, dtype, size = tensors[0], tensors[0].dtype, M * N * K
+    if left.device.type != "cpu" or not compat.traced_plain(*tensors):
         return False
-    if left.dtype is torch.bfloat16:
+    if dtype in halves.DTYPES and size >= halves.GRAPH and halves.wins_here(name, dtype):
+        return all(tensor.dtype is dtype for tensor in tensors)
+    if size < GRAPH or (name == "weight_gradient" and not _wide(M, N, K)):
+        return False
+    if dtype is torch.bfloat16:
+        biased = len(tensors) == 3
         return biased and torch.backends.mkldnn.enabled and compat.onednn_has_bfloat16()
-    return left.dtype is torch.float32 and _large(M, N, K, examples) and onednn_wins_here()
+    return dtype is torch.float32 and _large(M, N, K, examples) and onednn_wins_here()
 
 
 def _bfloat16_by_onednn(*tensors: Tensor) -> bool:
@@ -230,47 +237,28 @@ def onednn_wins_here() -> bool:
 @functools.cache
 def onednn_wins(threads: int) -> bool:
     """Whether oneDNN is clearly the faster here: measured, some hundredths of a second."""
-    return _clearly("oneDNN's product", threads, torch.float32, TERMS, F.linear, _onednn)
+    return _onednn_faster("oneDNN's product", "none", F.linear, threads, torch.float32, TERMS)
 
 
 @functools.cache
 def onednn_tanh_wins(threads: int, dtype: torch.dtype, terms: int) -> bool:
     """Whether tanh of sums of so many terms is clearly faster in oneDNN's epilogue: measured."""
 
-    def by_aten(x: Tensor, weight: Tensor, bias: None) -> Tensor:
-        return torch.tanh_(F.linear(x, weight, bias))
+    def by_aten(x: Tensor, weight: Tensor) -> Tensor:
+        return torch.tanh_(F.linear(x, weight))
 
-    by_onednn = functools.partial(_onednn, epilogue="tanh")
     name = f"oneDNN's tanh of {terms} terms"
-    return _clearly(name, threads, dtype, terms, by_aten, by_onednn)
+    return _onednn_faster(name, "tanh", by_aten, threads, dtype, terms)
 
 
-def _clearly(
-    name: str, threads: int, dtype: torch.dtype, width: int, usual: Callable, other: Callable
+def _onednn_faster(
+    name: str, epilogue: str, usual: Callable, threads: int, dtype: torch.dtype, terms: int
 ) -> bool:
-    """Whether other(x, weight, None) is clearly faster than usual.  x (1024, width)."""
     if compat.onednn_linear is None:
         return False
-    x = torch.linspace(-1, 1, 1024 * width, dtype=dtype).view(1024, width)
-    try:
-        with ThreadPoolExecutor(1) as alone:  # where no mode and no tracer looks on
-            times = alone.submit(_seconds, (usual, other), x).result()
-    except RuntimeError:  # a build without it
-        return False
-    ratio, said = times[0] / times[1], "manualgrad: on %d threads, %s, %s is %.2f times as fast"
-    log.info(said, threads, dtype, name, ratio)
-    return ratio >= CLEARLY
-
-
-def _seconds(products: Sequence[Callable], x: Tensor) -> list[float]:
-    """The least time of each product of x (M, K) with its first K rows, in turn."""
-    weight, least = x[: x.shape[1]], [float("inf")] * len(products)
-    for _ in range(40):
-        for i, product in enumerate(products):
-            start = time.perf_counter()
-            product(x, weight, None)
-            least[i] = min(least[i], time.perf_counter() - start)
-    return least
+    by_onednn = functools.partial(_onednn, bias=None, epilogue=epilogue)
+    shapes = (1024, terms), (terms, terms)
+    return clearly_faster(name, by_onednn, usual, shapes, dtype, threads)
 
 
 # the same as operators, which a graph of torch.compile holds whole: it leaves products to ATen, and

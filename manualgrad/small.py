@@ -9,6 +9,7 @@ miss that: they walk forward once more. So whoever takes them gets no second cha
 """
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,13 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manualgrad import backends, compat, gates, one_pass, products
+from manualgrad import backends, compat, gates, halves, one_pass, products
 from manualgrad.activations import Activation
 from manualgrad.chain import Chain
 from manualgrad.keeping import plain_on_cpu
 
 REQUIRES_GRAD = operator.attrgetter("requires_grad")
 BYTES = 1 << 20  # of x, and of each a^l, at most
+LARGE = {torch.float32: products.LARGE, **dict.fromkeys(halves.DTYPES, halves.LEAST)}
+"""Multiplications of a product, from which on manualgrad.products may be better at it."""
 gradients_were_differentiated = False
 """Of such a chain, in this process: it will happen again, and is faster with hidden outputs."""
 
@@ -59,8 +62,8 @@ class Seen:
     dtype, and nothing going on in torch that wants to know of each operation. What is left to
     F.linear is to raise for tensors of another dtype or device by now.
 
-    about: gates.about its acts. large, tanh: products.linear and error_below, or linear_tanh, may
-    be better at some of its products than F.linear and torch.mm are.
+    about: gates.about its acts. large, tanh: manualgrad.products, or its linear_tanh, may be better
+    at some of its products than F.linear and torch.mm are.
     """
 
     __slots__ = "about", "dtype", "large", "shape", "shapes", "tanh", "tensors"
@@ -69,7 +72,7 @@ class Seen:
         self.shape, self.dtype, self.about = x.shape, x.dtype, gates.about(acts)
         self.tensors, self.shapes = tensors, _shapes(tensors)
         M, weights, single = x.shape[0], tensors[::2], x.dtype is torch.float32
-        self.large = single and M * max(map(Tensor.numel, weights)) >= products.LARGE
+        self.large = M * max(map(Tensor.numel, weights)) >= LARGE.get(x.dtype, math.inf)
         self.tanh = any(sigma is torch.tanh_ for sigma, *_ in kernels(acts)) and (
             not single or M * max(map(len, weights)) >= products.TANH
         )
@@ -95,7 +98,9 @@ class Seen:
 
     def has_large_products(self) -> bool:
         """Whether manualgrad.products may be better at some of the chain's products."""
-        return self.large and products.onednn_wins_here()
+        if not self.large or self.dtype is torch.float32:
+            return self.large and products.onednn_wins_here()
+        return any(halves.wins_here(name, self.dtype) for name in halves.PRODUCTS)
 
 
 def _shapes(tensors: Sequence[Any]) -> list[torch.Size | None]:

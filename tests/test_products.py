@@ -9,7 +9,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.utils.flop_counter import FlopCounterMode
 
 import manualgrad as mg
-from manualgrad import compat, products
+from manualgrad import compat, measuring, products
 
 M, N, K = 1200, 480, 448
 
@@ -208,7 +208,7 @@ def test_empty_batches_and_inner_dimensions(calls):
 
 def test_the_faster_one_is_found_by_measuring(monkeypatch):
     for seconds, wins in (([2.0, 1.0], True), ([1.1, 1.0], False), ([1.0, 2.0], False)):
-        monkeypatch.setattr(products, "_seconds", lambda *given, seconds=seconds: seconds)
+        monkeypatch.setattr(measuring, "_seconds", lambda *given, seconds=seconds: seconds)
         assert products.onednn_wins.__wrapped__(2) is wins
     monkeypatch.setattr(compat, "onednn_linear", None)
     assert products.onednn_wins.__wrapped__(2) is False
