@@ -117,8 +117,8 @@ def bp4_weight_gradient(delta, x, into=None):
 
 
 def _small(rows) -> bool:
-    """ATen's products it is: a look at who would be faster costs more than it saves."""
-    return rows.numel() < CHECKED and rows.dtype not in halves.DTYPES
+    """Whether products are left to ATen: to look who is faster costs more than it saves."""
+    return rows.numel() < CHECKED and not halves.may_take(rows)
 
 
 def output(s, act):

@@ -148,7 +148,7 @@ def of_library(given: argparse.Namespace, judges: tuple[str, ...]) -> Any:
         ):
             found += outcomes
     except BrokenExecutor as error:
-        why = "a worker process was killed; is memory short? fewer --jobs need less"
+        why = "a worker process ended early; is memory short? fewer --jobs need less"
         raise UsageError(why) from error
     return CheckReport(f"manualgrad, {len(cases)} cases", found)
 

@@ -2,12 +2,13 @@
 
 There ATen multiplies number by number, and takes up to eighty times as long as in float32 (measured
 on an AMD EPYC with AVX2 alone). Here blocks of the factors become float32, MKL multiplies them, and
-each sum is rounded once. Products of two such numbers are exact in float32, so that a sum errs no
-more than ATen's does. Which is faster here is measured for each of the three products, once per
-process, dtype and number of threads, on first need.
+each sum is rounded once. A product of two such numbers is exact in float32 (within its range), so
+that a sum errs no more than ATen's does. Which is faster here is measured for each of the three
+products, once per process, dtype and number of threads, on first need.
 """
 
 import functools
+import math
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,8 @@ from manualgrad.measuring import clearly_faster
 
 DTYPES = frozenset((torch.bfloat16, torch.float16))
 LEAST = 1 << 17  # multiplications: of fewer, the conversions cost more than they save
+THIN = {"linear": 16, "error_below": 2, "weight_gradient": 8}
+"""Rows and columns of a result: with fewer, to convert a factor costs more than it saves."""
 GRAPH = 1 << 20  # multiplications: what a call from a compiled graph has to save
 SIDE, ENTRIES = 256, 1 << 17  # of a block: at most; three blocks are in memory at once
 
@@ -31,37 +34,45 @@ def product(
     what is returned.
     """
     (M, K), N = left.shape, right.shape[0]
-    height, width, terms = _sides(M, N, K)
-    bias = bias if bias is None else bias.float()
-    if into is None and height >= M and width >= N:
-        return _in_float32(left, right, bias, terms).to(left.dtype)
+    high, wide, long = _parts(M, N, K)
+    if into is None and high == wide == 1:
+        return _in_float32(left, right, bias, long).to(left.dtype)
     add, result = into is not None, left.new_empty(M, N) if into is None else into
-    right_blocks = right.split(width)
-    biases = [None] * len(right_blocks) if bias is None else bias.split(width)
-    for rows, some in zip(result.split(height), left.split(height), strict=True):
-        blocks = zip(rows.split(width, 1), right_blocks, biases, strict=True)
+    right_blocks = right.tensor_split(wide)
+    biases = [None] * wide if bias is None else bias.tensor_split(wide)
+    for rows, some in zip(result.tensor_split(high), left.tensor_split(high), strict=True):
+        blocks = zip(rows.tensor_split(wide, 1), right_blocks, biases, strict=True)
         for block, right_block, of_block in blocks:
-            block.copy_(_in_float32(some, right_block, of_block, terms, block if add else None))
+            block.copy_(_in_float32(some, right_block, of_block, long, block if add else None))
     return result
 
 
 def _in_float32(
-    left: Tensor, right: Tensor, bias: Tensor | None, terms: int, addend: Tensor | None = None
+    left: Tensor, right: Tensor, bias: Tensor | None, parts: int, addend: Tensor | None = None
 ) -> Tensor:
-    """left right^T + bias + addend, so many terms at a time."""
-    first, *others = zip(left.split(terms, 1), right.split(terms, 1), strict=True)
-    total = F.linear(first[0].float(), first[1].float(), bias)
-    for a, b in others:
-        total.addmm_(a.float(), b.float().t())
+    """left right^T + bias + addend, its terms in so many parts.
+
+    Nothing but in place and out=, which autocast leaves alone: a compiled graph may run under it.
+    """
+    total = left.new_empty(left.shape[0], right.shape[0], dtype=torch.float32)
+    blocks = zip(left.tensor_split(parts, 1), right.tensor_split(parts, 1), strict=True)
+    for i, (a, b) in enumerate(blocks):
+        a, b = a.float(), b.float().t()
+        if i:
+            total.addmm_(a, b)
+        elif bias is None:
+            torch.mm(a, b, out=total)
+        else:
+            torch.addmm(bias.float(), a, b, out=total)
     return total if addend is None else total.add_(addend)
 
 
-def _sides(*sizes: int) -> list[int]:
-    """Of a block of an (M, N, K) product: the longest is as long as ENTRIES allow."""
+def _parts(*sizes: int) -> list[int]:
+    """Of an (M, N, K) product, along each: the longest side's are as long as ENTRIES allow."""
     sides = [min(size, SIDE) for size in sizes]
     longest = sizes.index(max(sizes))
     sides[longest] = ENTRIES // max(side for i, side in enumerate(sides) if i != longest)
-    return sides
+    return [-(-size // side) for size, side in zip(sizes, sides, strict=True)]
 
 
 # of the two tensors that manualgrad.products names so: (here, by ATen)
@@ -75,16 +86,29 @@ PRODUCTS = {
 }
 
 
-def takes(name: str, multiplications: int, *tensors: Tensor) -> bool:
-    """Whether that one of PRODUCTS is made here. Tensors of several dtypes ATen is to refuse."""
+def takes(name: str, sizes: tuple[int, int, int], *tensors: Tensor) -> bool:
+    """Whether that one of PRODUCTS is made here.  sizes: (M, N, K) of (M, K) times (K, N).
+
+    Not of tensors in several dtypes: ATen refuses those. Nor in float16 where float32 may be
+    multiplied with fewer digits than float16 has.
+    """
     dtype = tensors[0].dtype
     return (
         dtype in DTYPES
-        and multiplications >= LEAST
+        and math.prod(sizes) >= LEAST
+        and min(sizes[:2]) >= THIN[name]
         and all(tensor.dtype is dtype for tensor in tensors)
+        and (dtype is torch.bfloat16 or torch.get_float32_matmul_precision() == "highest")
         and compat.readable(*tensors)
         and wins_here(name, dtype)
     )
+
+
+def may_take(tensor: Tensor) -> bool:
+    """Whether some products of its dtype are made here."""
+    if tensor.dtype not in DTYPES or not tensor.is_cpu:
+        return False
+    return any(wins_here(name, tensor.dtype) for name in PRODUCTS)
 
 
 def wins_here(name: str, dtype: torch.dtype) -> bool:

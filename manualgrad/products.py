@@ -47,7 +47,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, alone: bool = False) 
     if torch.compiler.is_compiling():
         whole = _whole("linear", shape, M, *given)
         return (torch.ops.manualgrad.linear.default if whole else F.linear)(x, weight, bias)
-    if halves.takes("linear", M * N * K, *given):
+    if halves.takes("linear", shape, *given):
         return halves.product(x, weight, bias)
     spare = 3 * M * K // (2 * N + TERMS) if alone else 4 * max(M, ROWS)  # beside a copy of weight
     examples = min(M, spare)
@@ -69,7 +69,7 @@ def linear_tanh(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None
         return None
     if x.dtype is torch.bfloat16:
         takes = M * N * K > TINY and _bfloat16_by_onednn(x, weight)
-        takes = takes and not halves.takes("linear", M * N * K, x, weight)
+        takes = takes and not halves.takes("linear", (M, N, K), x, weight)
     else:
         takes = 0 < K <= TERMS and M * N >= TANH and x.dtype is torch.float32
         takes = takes and torch.backends.mkldnn.enabled and _plain(x, weight)
@@ -83,13 +83,14 @@ def error_below(delta: Tensor, weight: Tensor, over: bool = False, at_peak: bool
     """delta W, BP2's product.  delta (M, N), weight (N, K).
 
     over: nobody reads delta again, and the result may be written over it. at_peak: nothing that is
-    kept has been given back yet, so that blocks may take no memory but delta's or the result's.
+    kept has been given back yet, so that oneDNN's blocks may take no memory but delta's or the
+    result's. (Those of halves are small.)
     """
     (M, N), K = delta.shape, weight.shape[1]
     if torch.compiler.is_compiling():
         whole = _whole("error_below", (M, K, N), M, delta, weight)
         return (torch.ops.manualgrad.error_below.default if whole else torch.mm)(delta, weight)
-    if halves.takes("error_below", M * N * K, delta, weight):
+    if halves.takes("error_below", (M, K, N), delta, weight):
         return halves.product(delta, weight.t())
     fits = over and K <= N
     if (at_peak and N > TERMS and not fits) or not _by_onednn(delta, weight, (M, K, N), M):
@@ -102,10 +103,11 @@ def error_below(delta: Tensor, weight: Tensor, over: bool = False, at_peak: bool
 def weight_gradient(delta: Tensor, a: Tensor, into: Tensor | None = None) -> Tensor:
     """delta^T a, BP4's product, added to into.  delta (M, N), a (M, K).  Returns (N, K)."""
     M, N, K = *delta.shape, a.shape[1]
+    given = (delta, a) if into is None else (delta, a, into)
     if torch.compiler.is_compiling() and into is None:
         if _whole("weight_gradient", (N, K, M), M, delta, a):
             return torch.ops.manualgrad.weight_gradient.default(delta, a)
-    elif halves.takes("weight_gradient", M * N * K, delta, a):
+    elif halves.takes("weight_gradient", (N, K, M), *given):
         return halves.product(delta.t(), a.t(), into=into)
     elif _wide(N, K, M) and _by_onednn(delta, a, (N, K, M), M):
         total = _in_blocks(delta.t(), a.t(), examples=M)
@@ -204,8 +206,10 @@ def _whole(name: str, shape: tuple[Any, Any, Any], examples: Any, *tensors: Tens
     left, dtype, size = tensors[0], tensors[0].dtype, M * N * K
     if left.device.type != "cpu" or not compat.traced_plain(*tensors):
         return False
-    if dtype in halves.DTYPES and size >= halves.GRAPH and halves.wins_here(name, dtype):
-        return all(tensor.dtype is dtype for tensor in tensors)
+    if dtype in halves.DTYPES and size >= halves.GRAPH and min(M, N) >= halves.THIN[name]:
+        same = all(tensor.dtype is dtype for tensor in tensors)
+        if same and halves.wins_here(name, dtype):
+            return True
     if size < GRAPH or (name == "weight_gradient" and not _wide(M, N, K)):
         return False
     if dtype is torch.bfloat16:

@@ -100,7 +100,7 @@ class Seen:
         """Whether manualgrad.products may be better at some of the chain's products."""
         if not self.large or self.dtype is torch.float32:
             return self.large and products.onednn_wins_here()
-        return any(halves.wins_here(name, self.dtype) for name in halves.PRODUCTS)
+        return halves.may_take(self.tensors[0])
 
 
 def _shapes(tensors: Sequence[Any]) -> list[torch.Size | None]:

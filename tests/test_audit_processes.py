@@ -56,7 +56,7 @@ def test_an_audit_whose_worker_is_killed_says_so(tmp_path):
         finally:
             process.kill()
     assert process.returncode == 2
-    assert "a worker process was killed" in err
+    assert "a worker process ended early" in err
     assert "Traceback" not in err
 
 
@@ -65,6 +65,21 @@ def _interrupted(thread, reached):
         signal.pthread_kill(thread.ident, signal.SIGINT)
         time.sleep(0.1)
         reached.append(True)
+
+
+def test_workers_end_with_a_killed_audit(tmp_path):
+    with command("check", "--jobs", "2", cwd=tmp_path) as process:
+        try:
+            workers = _workers(process)
+            time.sleep(5)  # until they have begun
+        finally:
+            process.kill()
+        process.communicate(timeout=60)
+    for _ in range(600):
+        if not any(pathlib.Path("/proc", str(worker)).exists() for worker in workers):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"workers {workers} go on without anybody to work for")
 
 
 @pytest.mark.parametrize("taken_by", ["this thread", "another"])

@@ -53,7 +53,7 @@ def near(found, exact):
 
 @both
 @pytest.mark.parametrize("biased", [True, False])
-@pytest.mark.parametrize("shape", [(M, N, K), (1, 700, 300), (700, 1, 300), (5, 40, 2000)])
+@pytest.mark.parametrize("shape", [(M, N, K), (16, 700, 300), (700, 17, 300), (16, 40, 2000)])
 @pytest.mark.parametrize("block", ["as shipped", "small"])
 def test_a_sum_is_rounded_once(block, shape, biased, dtype, request, made):
     if block == "small":
@@ -128,17 +128,25 @@ def test_chains_use_them_in_every_product(rows, little, act, dtype, made, monkey
 
 
 @pytest.mark.parametrize(
-    "what", ["float32", "little", "of two dtypes", "counted", "transformed", "no faster"]
+    "what",
+    ["float32", "little", "thin", "of two dtypes", "counted", "transformed", "no faster"],
 )
 def test_what_is_left_to_aten(what, made, monkeypatch):
     dtype = torch.float32 if what == "float32" else torch.bfloat16
     x, weight, bias = operands(dtype, (M, K), (N, K), (N,))
     if what == "little":
-        products.linear(x[:4], weight, bias)
+        products.linear(x[:16, :64], weight[:100, :64], bias[:100])
+    elif what == "thin":
+        products.linear(x[:15], weight, bias)
+        products.linear(x, weight[:15], None)
+        products.error_below(x[:1], weight.t())
+        products.weight_gradient(x, x[:, :7])
     elif what == "of two dtypes":
         for others in ((weight.half(), None), (weight, bias.double())):
             with pytest.raises(RuntimeError):
                 products.linear(x, *others)
+        with pytest.raises(RuntimeError):
+            products.weight_gradient(x, x, torch.zeros(K, K))
     elif what == "counted":
         with FlopCounterMode(display=False) as counter:
             products.linear(x, weight, bias)
@@ -157,10 +165,13 @@ def test_what_is_left_to_aten(what, made, monkeypatch):
 @both
 def test_it_takes_little_memory(dtype, made):
     """Three blocks, whatever the size: the two factors and the sum."""
-    x, weight, delta = operands(dtype, (5000, 600), (1200, 600), (5000, 1200))
+    x, weight, delta, bias = operands(dtype, (5000, 600), (1200, 600), (5000, 1200), (1200,))
     blocks = 3 * halves.ENTRIES * 4
+    into = torch.zeros_like(weight)
+    assert peak_bytes(lambda: products.weight_gradient(delta, x, into), "cpu") <= blocks
     for call, result in (
         (lambda: products.linear(x, weight, None), delta),
+        (lambda: products.linear(x, weight, bias), delta),
         (lambda: products.error_below(delta, weight), x),
         (lambda: products.weight_gradient(delta, x), weight),
     ):
@@ -203,6 +214,36 @@ def test_a_slow_way_is_measured_briefly():
         patch.setattr(measuring, "SECONDS", 0.0)
         measuring.clearly_faster("it", slow, slow, [(2, 3)], torch.float32, 1)
     assert calls == [(2, 3)] * 6
+
+
+def test_float16_keeps_its_digits(made):
+    """Where float32 may be multiplied with fewer, by torch.set_float32_matmul_precision."""
+    x, weight = operands(torch.float16, (M, K), (N, K))
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        products.linear(x, weight, None)
+        assert not made
+        products.linear(x.bfloat16(), weight.bfloat16(), None)  # has no more digits
+        assert made
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_a_graph_that_runs_under_autocast(made):
+    """It is not autocast's to make a half of what became float32."""
+    x, weight = (t.requires_grad_() for t in operands(torch.bfloat16, (M, 700), (N, 700)))
+    step = torch.compile(lambda *t: mg.linear_act(*t, None, "gelu"), backend="aot_eager")
+    a = step(x, weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(a.sum(), (x, weight))
+        near(products.linear(x.detach(), weight.detach(), None),
+             F.linear(x.detach().double(), weight.detach().double()))  # fmt: skip
+    assert len(made) == 4
+    double = [t.detach().double().requires_grad_() for t in (x, weight)]
+    exact = torch.autograd.grad(F.gelu(F.linear(*double)).sum(), double)
+    for mine, right in zip(found, exact, strict=True):
+        assert (mine - right).norm() <= torch.finfo(torch.bfloat16).eps * right.norm()
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
-from multiprocessing import resource_tracker
+from multiprocessing import connection, resource_tracker
 
 import torch
 
@@ -63,6 +63,7 @@ def of_activation(name: str, judges: Sequence[str]) -> CheckReport:
     return CheckReport(name, found)
 
 
+MOST = 61  # processes, as Windows has it
 SLOWER = ("gradgradcheck", "forward mode")  # than the adjoint judge, who asks it of vectors
 
 
@@ -89,25 +90,38 @@ def audit(
         for case in walked:
             yield outcomes(case, judges, device)
         return
-    others = set(multiprocessing.active_children())
-    spawn, one_thread = multiprocessing.get_context("spawn"), (torch.set_num_threads, (1,))
-    pool = ProcessPoolExecutor(jobs, spawn, *one_thread)
+    others, workers = set(multiprocessing.active_children()), set()
+    pool = ProcessPoolExecutor(min(jobs, MOST), multiprocessing.get_context("spawn"), _begin)
     try:
         with interrupts_held():
             asked = [pool.submit(outcomes, case, judges, device) for case in walked]
+            workers = set(multiprocessing.active_children()) - others
         for done in as_completed(asked):
             yield done.result()
     except BaseException:  # nobody waits for cases that have begun
-        for process in set(multiprocessing.active_children()) - others:
+        for process in workers:
             process.kill()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
+def _begin() -> None:
+    """In a worker: one thread for torch, and one that ends it with whoever started it."""
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
 @contextlib.contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Until the block's end; a process that is started in it inherits that, and hears none.
+    """Until the block's end; a process that is started in it inherits that, and hears none (POSIX).
 
     A worker would print the traceback of wherever it was; whoever started it ends it. The handler
     is for an interrupt that another thread of this process takes in the meantime.
