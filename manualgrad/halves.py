@@ -18,7 +18,8 @@ from manualgrad import compat
 from manualgrad.measuring import clearly_faster
 
 DTYPES = frozenset((torch.bfloat16, torch.float16))
-LEAST = 1 << 17  # multiplications: of fewer, the conversions cost more than they save
+LEAST = {"linear": 1 << 17, "error_below": 1 << 17, "weight_gradient": 1 << 19}
+"""Multiplications: of fewer, the conversions cost more than they save."""
 THIN = {"linear": 16, "error_below": 2, "weight_gradient": 8}
 """Rows and columns of a result: with fewer, to convert a factor costs more than it saves."""
 GRAPH = 1 << 20  # multiplications: what a call from a compiled graph has to save
@@ -95,7 +96,7 @@ def takes(name: str, sizes: tuple[int, int, int], *tensors: Tensor) -> bool:
     dtype = tensors[0].dtype
     return (
         dtype in DTYPES
-        and math.prod(sizes) >= LEAST
+        and math.prod(sizes) >= LEAST[name]
         and min(sizes[:2]) >= THIN[name]
         and all(tensor.dtype is dtype for tensor in tensors)
         and (dtype is torch.bfloat16 or torch.get_float32_matmul_precision() == "highest")

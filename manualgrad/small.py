@@ -25,7 +25,7 @@ from manualgrad.keeping import plain_on_cpu
 
 REQUIRES_GRAD = operator.attrgetter("requires_grad")
 BYTES = 1 << 20  # of x, and of each a^l, at most
-LARGE = {torch.float32: products.LARGE, **dict.fromkeys(halves.DTYPES, halves.LEAST)}
+LARGE = {torch.float32: products.LARGE, **dict.fromkeys(halves.DTYPES, min(halves.LEAST.values()))}
 """Multiplications of a product, from which on manualgrad.products may be better at it."""
 gradients_were_differentiated = False
 """Of such a chain, in this process: it will happen again, and is faster with hidden outputs."""
