@@ -7,7 +7,7 @@ The equations are the same; what changes is how many passes over memory the elem
 import torch
 import torch.nn.functional as F
 
-from manualgrad import compat, halves, products
+from manualgrad import compat, half_precision, products
 from manualgrad.activations import ACTIVATIONS
 from manualgrad.one_pass import CHECKED, kernels_of
 
@@ -118,7 +118,7 @@ def bp4_weight_gradient(delta, x, into=None):
 
 def _small(rows) -> bool:
     """Whether products are left to ATen: to look who is faster costs more than it saves."""
-    return rows.numel() < CHECKED and not halves.may_take(rows)
+    return rows.numel() < CHECKED and not half_precision.may_take(rows)
 
 
 def output(s, act):

@@ -9,7 +9,7 @@ threads, on first need; so is tanh in the epilogue of oneDNN's product.
 
 Where a CPU has instructions for bfloat16 its products are oneDNN's either way, but ATen copies the
 bias into the result first, which takes up to two fifths of the time, and is slow at delta^T a where
-a is the wider of the two and examples are many. Where a CPU has none: manualgrad.halves.
+a is the wider of the two and examples are many. Where a CPU has none: manualgrad.half_precision.
 """
 
 import functools
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manualgrad import compat, halves
+from manualgrad import compat, half_precision
 from manualgrad.measuring import clearly_faster
 
 LARGE = 1 << 22  # multiplications: below, oneDNN's call costs more than it saves
@@ -47,8 +47,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, alone: bool = False) 
     if torch.compiler.is_compiling():
         whole = _whole("linear", shape, M, *given)
         return (torch.ops.manualgrad.linear.default if whole else F.linear)(x, weight, bias)
-    if halves.takes("linear", shape, *given):
-        return halves.product(x, weight, bias)
+    if half_precision.takes("linear", shape, *given):
+        return half_precision.product(x, weight, bias)
     spare = 3 * M * K // (2 * N + TERMS) if alone else 4 * max(M, ROWS)  # beside a copy of weight
     examples = min(M, spare)
     if (spare >= 4 * ROWS or K <= TERMS) and _by_onednn(x, weight, shape, examples):
@@ -69,7 +69,7 @@ def linear_tanh(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None
         return None
     if x.dtype is torch.bfloat16:
         takes = M * N * K > TINY and _bfloat16_by_onednn(x, weight)
-        takes = takes and not halves.takes("linear", (M, N, K), x, weight)
+        takes = takes and not half_precision.takes("linear", (M, N, K), x, weight)
     else:
         takes = 0 < K <= TERMS and M * N >= TANH and x.dtype is torch.float32
         takes = takes and torch.backends.mkldnn.enabled and _plain(x, weight)
@@ -84,14 +84,14 @@ def error_below(delta: Tensor, weight: Tensor, over: bool = False, at_peak: bool
 
     over: nobody reads delta again, and the result may be written over it. at_peak: nothing that is
     kept has been given back yet, so that oneDNN's blocks may take no memory but delta's or the
-    result's. (Those of halves are small.)
+    result's. (Those of manualgrad.half_precision take 1.5 MiB at most.)
     """
     (M, N), K = delta.shape, weight.shape[1]
     if torch.compiler.is_compiling():
         whole = _whole("error_below", (M, K, N), M, delta, weight)
         return (torch.ops.manualgrad.error_below.default if whole else torch.mm)(delta, weight)
-    if halves.takes("error_below", (M, K, N), delta, weight):
-        return halves.product(delta, weight.t())
+    if half_precision.takes("error_below", (M, K, N), delta, weight):
+        return half_precision.product(delta, weight.t())
     fits = over and K <= N
     if (at_peak and N > TERMS and not fits) or not _by_onednn(delta, weight, (M, K, N), M):
         return delta.mm(weight)
@@ -107,8 +107,8 @@ def weight_gradient(delta: Tensor, a: Tensor, into: Tensor | None = None) -> Ten
     if torch.compiler.is_compiling() and into is None:
         if _whole("weight_gradient", (N, K, M), M, delta, a):
             return torch.ops.manualgrad.weight_gradient.default(delta, a)
-    elif halves.takes("weight_gradient", (N, K, M), *given):
-        return halves.product(delta.t(), a.t(), into=into)
+    elif half_precision.takes("weight_gradient", (N, K, M), *given):
+        return half_precision.product(delta.t(), a.t(), into=into)
     elif _wide(N, K, M) and _by_onednn(delta, a, (N, K, M), M):
         total = _in_blocks(delta.t(), a.t(), examples=M)
         return total if into is None else into.add_(total)
@@ -199,17 +199,15 @@ def _large(M: int, N: int, K: int, examples: int) -> bool:
 def _whole(name: str, shape: tuple[Any, Any, Any], examples: Any, *tensors: Tensor) -> bool:
     """Whether a graph had better hold this product whole, for us to make.
 
-    What is not fixed in shape is taken for large. In bfloat16 a bias is what we are faster at, but
-    where halves win.
+    What is not fixed in shape is taken for large. In bfloat16 a bias is what we are faster at, if
+    not the product itself (manualgrad.half_precision).
     """
     M, N, K, examples = (s if isinstance(s, int) else ENTRIES for s in (*shape, examples))
-    left, dtype, size = tensors[0], tensors[0].dtype, M * N * K
-    if left.device.type != "cpu" or not compat.traced_plain(*tensors):
+    dtype, size = tensors[0].dtype, M * N * K
+    if tensors[0].device.type != "cpu" or not compat.traced_plain(*tensors):
         return False
-    if dtype in halves.DTYPES and size >= halves.GRAPH and min(M, N) >= halves.THIN[name]:
-        same = all(tensor.dtype is dtype for tensor in tensors)
-        if same and halves.wins_here(name, dtype):
-            return True
+    if half_precision.takes_in_graph(name, (M, N, K), *tensors):
+        return True
     if size < GRAPH or (name == "weight_gradient" and not _wide(M, N, K)):
         return False
     if dtype is torch.bfloat16:

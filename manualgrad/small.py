@@ -18,14 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manualgrad import backends, compat, gates, halves, one_pass, products
+from manualgrad import backends, compat, gates, half_precision, one_pass, products
 from manualgrad.activations import Activation
 from manualgrad.chain import Chain
 from manualgrad.keeping import plain_on_cpu
 
 REQUIRES_GRAD = operator.attrgetter("requires_grad")
 BYTES = 1 << 20  # of x, and of each a^l, at most
-LARGE = {torch.float32: products.LARGE, **dict.fromkeys(halves.DTYPES, min(halves.LEAST.values()))}
+LARGE = dict.fromkeys(half_precision.DTYPES, min(half_precision.LEAST.values()))
+LARGE[torch.float32] = products.LARGE
 """Multiplications of a product, from which on manualgrad.products may be better at it."""
 gradients_were_differentiated = False
 """Of such a chain, in this process: it will happen again, and is faster with hidden outputs."""
@@ -98,9 +99,9 @@ class Seen:
 
     def has_large_products(self) -> bool:
         """Whether manualgrad.products may be better at some of the chain's products."""
-        if not self.large or self.dtype is torch.float32:
+        if self.dtype is torch.float32:
             return self.large and products.onednn_wins_here()
-        return halves.may_take(self.tensors[0])
+        return self.large and half_precision.may_take(self.tensors[0])
 
 
 def _shapes(tensors: Sequence[Any]) -> list[torch.Size | None]:

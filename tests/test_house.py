@@ -30,7 +30,7 @@ LAYERS = [
     {"manualgrad.activations"},
     {"manualgrad.equations"},
     {"manualgrad.compat", "manualgrad.chain", "manualgrad.listening", "manualgrad.measuring"},
-    {"manualgrad.halves"},
+    {"manualgrad.half_precision"},
     {"manualgrad.products"},
     {"manualgrad.one_pass"},
     {"manualgrad.aten", "manualgrad.tuned"},

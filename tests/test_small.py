@@ -11,7 +11,7 @@ from helpers import Other, is_small
 from torch import nn
 
 import manualgrad as mg
-from manualgrad import aten, gates, halves, one_pass, products, small
+from manualgrad import aten, gates, half_precision, one_pass, products, small
 
 ACTS = {"relu": F.relu, "tanh": torch.tanh, "gelu": F.gelu, "silu": F.silu, "identity": lambda z: z}
 M, WIDTH, DEPTH = 6, 5, 4
@@ -256,7 +256,7 @@ def test_larger_products_are_made_as_in_large_chains(dtype, monkeypatch):
     for name in asked:
         monkeypatch.setattr(products, name, counted(name, getattr(products, name)))
     monkeypatch.setattr(products, "onednn_wins_here", lambda: True)
-    monkeypatch.setattr(halves, "wins", lambda *_: False)
+    monkeypatch.setattr(half_precision, "wins", lambda *_: False)
     shapes = [(256, 256), *[(256, 256), (256,)] * DEPTH]
     x, *params = leaves = [
         (torch.randn(s) / s[-1] ** 0.5).to(dtype).requires_grad_() for s in shapes

@@ -7,7 +7,7 @@ import torch.utils.flop_counter
 from helpers import is_small
 
 import manualgrad as mg
-from manualgrad import compat, halves, measuring, products, small
+from manualgrad import compat, half_precision, measuring, products, small
 
 M, N, K = 512, 64, 32
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
@@ -29,7 +29,7 @@ def taken(monkeypatch):
 
     monkeypatch.setattr(compat, "onednn_linear", counted)
     monkeypatch.setattr(products, "onednn_tanh_wins", lambda threads, dtype, terms: True)
-    monkeypatch.setattr(halves, "wins", lambda *_: False)
+    monkeypatch.setattr(half_precision, "wins", lambda *_: False)
     return found
 
 

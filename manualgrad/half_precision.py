@@ -35,16 +35,17 @@ def product(
     what is returned.
     """
     (M, K), N = left.shape, right.shape[0]
-    high, wide, long = _parts(M, N, K)
-    if into is None and high == wide == 1:
-        return _in_float32(left, right, bias, long).to(left.dtype)
-    add, result = into is not None, left.new_empty(M, N) if into is None else into
-    right_blocks = right.tensor_split(wide)
-    biases = [None] * wide if bias is None else bias.tensor_split(wide)
-    for rows, some in zip(result.tensor_split(high), left.tensor_split(high), strict=True):
-        blocks = zip(rows.tensor_split(wide, 1), right_blocks, biases, strict=True)
+    m, n, k = _parts(M, N, K)
+    if into is None and m == n == 1:
+        return _in_float32(left, right, bias, k).to(left.dtype)
+    result = left.new_empty(M, N) if into is None else into
+    right_blocks = right.tensor_split(n)
+    biases = [None] * n if bias is None else bias.tensor_split(n)
+    for rows, some in zip(result.tensor_split(m), left.tensor_split(m), strict=True):
+        blocks = zip(rows.tensor_split(n, 1), right_blocks, biases, strict=True)
         for block, right_block, of_block in blocks:
-            block.copy_(_in_float32(some, right_block, of_block, long, block if add else None))
+            addend = None if into is None else block
+            block.copy_(_in_float32(some, right_block, of_block, k, addend))
     return result
 
 
@@ -93,15 +94,26 @@ def takes(name: str, sizes: tuple[int, int, int], *tensors: Tensor) -> bool:
     Not of tensors in several dtypes: ATen refuses those. Nor in float16 where float32 may be
     multiplied with fewer digits than float16 has.
     """
+    return (
+        _fits(name, sizes, LEAST[name], tensors)
+        and compat.readable(*tensors)
+        and wins_here(name, tensors[0].dtype)
+    )
+
+
+def takes_in_graph(name: str, sizes: tuple[int, int, int], *tensors: Tensor) -> bool:
+    """The same of a compiled graph's tensors, which cannot be read."""
+    return _fits(name, sizes, GRAPH, tensors) and wins_here(name, tensors[0].dtype)
+
+
+def _fits(name: str, sizes: tuple[int, int, int], least: int, tensors: tuple[Tensor, ...]) -> bool:
     dtype = tensors[0].dtype
     return (
         dtype in DTYPES
-        and math.prod(sizes) >= LEAST[name]
+        and math.prod(sizes) >= least
         and min(sizes[:2]) >= THIN[name]
         and all(tensor.dtype is dtype for tensor in tensors)
         and (dtype is torch.bfloat16 or torch.get_float32_matmul_precision() == "highest")
-        and compat.readable(*tensors)
-        and wins_here(name, dtype)
     )
 
 
@@ -119,7 +131,7 @@ def wins_here(name: str, dtype: torch.dtype) -> bool:
 
 @functools.cache
 def wins(name: str, dtype: torch.dtype, threads: int) -> bool:
-    """Whether float32 is clearly the faster here: measured, some hundredths of a second."""
+    """Whether float32 is clearly the faster here: measured, a tenth of a second."""
     here, by_aten = PRODUCTS[name]
     square = (256, 256)  # of 128 or less a thread that has only begun hides who is faster
     return clearly_faster(f"{name} in float32", here, by_aten, (square, square), dtype, threads)

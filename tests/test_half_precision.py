@@ -1,4 +1,4 @@
-"""Products of half types in float32: as right as ATen's, in little memory, where they are faster."""
+"""Products of half precision in float32: as right as ATen's, in little memory, where they are faster."""
 
 import logging
 
@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import manualgrad as mg
 from benchmarks.weighing import peak_bytes
-from manualgrad import halves, measuring, products
+from manualgrad import half_precision, measuring, products
 
-DTYPES = sorted(halves.DTYPES, key=str)
+DTYPES = sorted(half_precision.DTYPES, key=str)
 M, N, K = 300, 160, 144
 both = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
@@ -21,22 +21,22 @@ both = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.fixture
 def made(monkeypatch):
     """Shapes of the products that were made in float32, on a machine where that is faster."""
-    found, product = [], halves.product
+    found, product = [], half_precision.product
 
     def counted(left, right, *bias, **into):
         found.append((*left.shape, right.shape[0]))
         return product(left, right, *bias, **into)
 
-    monkeypatch.setattr(halves, "product", counted)
-    monkeypatch.setattr(halves, "wins", lambda *_: True)
-    monkeypatch.setattr(halves, "GRAPH", 1)
+    monkeypatch.setattr(half_precision, "product", counted)
+    monkeypatch.setattr(half_precision, "wins", lambda *_: True)
+    monkeypatch.setattr(half_precision, "GRAPH", 1)
     return found
 
 
 @pytest.fixture
 def blocks(monkeypatch):
-    monkeypatch.setattr(halves, "SIDE", 32)
-    monkeypatch.setattr(halves, "ENTRIES", 32 * 40)
+    monkeypatch.setattr(half_precision, "SIDE", 32)
+    monkeypatch.setattr(half_precision, "ENTRIES", 32 * 40)
 
 
 def operands(dtype, *shapes):
@@ -120,7 +120,7 @@ def test_chains_use_them_in_every_product(rows, little, act, dtype, made, monkey
     assert sorted(made) == sorted([*layers, *layers, (K, rows, N), (N, rows, K)])
     made.clear()
     exact = gradients([leaf.detach().double().requires_grad_() for leaf in leaves])
-    monkeypatch.setattr(halves, "wins", lambda *_: False)
+    monkeypatch.setattr(half_precision, "wins", lambda *_: False)
     for mine, native, right in zip(found, gradients(leaves), exact, strict=True):
         allowed = 2 * (native - right).norm() + torch.finfo(dtype).eps * right.norm() / 8
         assert (mine - right).norm() <= allowed
@@ -155,7 +155,7 @@ def test_what_is_left_to_aten(what, made, monkeypatch):
         torch.func.vmap(lambda one: mg.linear_act(one, weight, bias))(x[None])
     else:
         if what == "no faster":
-            monkeypatch.setattr(halves, "wins", lambda *_: False)
+            monkeypatch.setattr(half_precision, "wins", lambda *_: False)
         products.linear(x, weight, bias)
         products.error_below(x, weight.t().contiguous())
         products.weight_gradient(x, x)
@@ -166,7 +166,7 @@ def test_what_is_left_to_aten(what, made, monkeypatch):
 def test_it_takes_little_memory(dtype, made):
     """Three blocks, whatever the size: the two factors and the sum."""
     x, weight, delta, bias = operands(dtype, (5000, 600), (1200, 600), (5000, 1200), (1200,))
-    blocks = 3 * halves.ENTRIES * 4
+    blocks = 3 * half_precision.ENTRIES * 4
     into = torch.zeros_like(weight)
     assert peak_bytes(lambda: products.weight_gradient(delta, x, into), "cpu") <= blocks
     for call, result in (
@@ -181,17 +181,17 @@ def test_it_takes_little_memory(dtype, made):
 
 def test_the_faster_one_is_found_by_measuring(monkeypatch, caplog):
     caplog.set_level(logging.INFO, "manualgrad")
-    assert set(halves.PRODUCTS) == {"linear", "error_below", "weight_gradient"}
+    assert set(half_precision.PRODUCTS) == {"linear", "error_below", "weight_gradient"}
     for seconds, wins in (([2.0, 1.0], True), ([1.1, 1.0], False), ([1.0, 2.0], False)):
         monkeypatch.setattr(measuring, "_seconds", lambda *given, seconds=seconds: seconds)
-        assert halves.wins.__wrapped__("error_below", torch.float16, 2) is wins
+        assert half_precision.wins.__wrapped__("error_below", torch.float16, 2) is wins
     assert "on 2 threads, torch.float16, error_below in float32 is 2.00 times" in caplog.text
 
 
-@pytest.mark.parametrize("name", halves.PRODUCTS)
+@pytest.mark.parametrize("name", half_precision.PRODUCTS)
 @both
 def test_what_is_measured_is_that_product(dtype, name):
-    here, by_aten = halves.PRODUCTS[name]
+    here, by_aten = half_precision.PRODUCTS[name]
     left, right = operands(dtype, (64, 64), (64, 64))
     expected = {
         "linear": left.double() @ right.double().t(),
