@@ -126,7 +126,8 @@ def read_csv(file: pathlib.Path) -> Rows:
 
 
 def _parse(text: str) -> Rows:
-    how: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
+    words = dict.fromkeys(["part", "arm", *MADE_WITH], str)  # commit 6261327e7 is no number
+    how: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "dtype": words}
     if tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1):  # since then it is the only one
         how["float_precision"] = "round_trip"
     return pd.read_csv(io.StringIO(text), **how)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from experiments import __main__ as command
+from experiments import records
 from experiments.records import RecordError, alone
 from experiments.results import Claim, Table, held
 from experiments.study import Experiment
@@ -94,6 +95,15 @@ def test_interrupted_it_says_what_is_kept_and_goes_on_from_there(fake, tmp_path,
     assert "fake.partial.csv" in error
     assert run(tmp_path, "fake") == 0
     assert fake.ran == [(1, 0), (2, 0)]
+
+
+@pytest.mark.parametrize("commit", ["6261327e7", "012345678", "none"])
+def test_a_commit_that_could_be_a_number_is_a_word(commit, fake, tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "_commit", lambda: commit)
+    unfinished(fake, tmp_path, monkeypatch)
+    assert run(tmp_path, "fake") == 0
+    assert not fake.ran  # all runs were kept
+    assert records.read_csv(tmp_path / "fake.csv")["commit"].tolist() == [commit] * 2
 
 
 def test_interrupted_before_a_run_is_finished_nothing_is_kept(fake, tmp_path, capsys):
