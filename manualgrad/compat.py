@@ -144,19 +144,25 @@ def asked_for(ctx: Any) -> tuple[bool, ...]:
     needs = ctx.needs_input_grad
     if _executes is None or torch.compiler.is_compiling() or transforms_active():
         return needs
-    nodes = [node for node, _ in ctx.next_functions if node is not None]
-    number, asked = _pass_number(), list(needs)
-    if not nodes or len(nodes) != needs.count(True) or 0 <= number == _refused:
+    edges, number = ctx.next_functions, _pass_number()
+    if not edges or 0 <= number == _refused:
         return needs
+    asked, first = list(needs), needs.index(True)
     try:
-        if _executes(nodes[-1]):  # the last one is wanted: so, as a rule, are all
+        last = edges[-1][0]
+        if last is not None and _executes(last):  # as a rule, all of them are wanted then
             return needs
-        for place in range(len(needs) - 1, -1, -1):
+        nodes = [node for node, _ in edges if node is not None]
+        if len(nodes) != needs.count(True):
+            return needs
+        for place in range(len(needs) - 1, first, -1):
             if needs[place]:
                 asked[place] = _executes(nodes.pop())
+        if True in asked[first + 1 :]:  # else it is for the first that the node runs
+            asked[first] = _executes(nodes.pop())
     except RuntimeError:  # a leaf that torch.autograd.grad was given; to say so takes long
         _refused = number
-    return tuple(asked) if True in asked else needs
+    return tuple(asked)
 
 
 _use_count: Any = getattr(torch._C, "_storage_Use_Count", None)

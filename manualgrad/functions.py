@@ -262,10 +262,14 @@ def _to_be_differentiated() -> bool:
 
 
 def _asked_for(ctx: Any, grad_a: Tensor | None) -> tuple[bool, ...]:
-    """Of which inputs a gradient is wanted; some are left out only where they cost much."""
+    """Of which inputs a gradient is wanted; asked where not to know costs more than to ask.
+
+    Of few examples whose x wants none, it is the rule that all parameters want theirs.
+    """
+    needs = ctx.needs_input_grad
     many = grad_a is not None and grad_a.shape[0] >= MANY
-    if listening or not (many or _to_be_differentiated()):
-        return ctx.needs_input_grad
+    if listening or not (needs[0] or many or _to_be_differentiated()):
+        return needs
     return compat.asked_for(ctx)
 
 

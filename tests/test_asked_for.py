@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import manualgrad as mg
 from manualgrad import compat, small
 
-M = 512  # examples: of fewer everything is computed, for the asking takes as long
+M, FEW = 512, 4  # examples; of few autograd is asked if x wants a gradient
 
 
 def pair(kind):
@@ -61,12 +61,13 @@ def everything(net):
     return flops(net, x, [x, *net.parameters()], False)[0]
 
 
+@pytest.mark.parametrize("rows", [FEW, M])
 @pytest.mark.parametrize("what", WHAT)
-def test_small_chains_are_told_too(what, monkeypatch):
+def test_small_chains_are_told_too(what, rows, monkeypatch):
     told, backward = [], small.backward
     monkeypatch.setattr(small, "backward", lambda *a: told.append(a[4]) or backward(*a))
     ours, eager = pair("gelu")
-    x = torch.randn(M, 8, requires_grad=True)
+    x = torch.randn(rows, 8, requires_grad=True)
     results = [torch.autograd.grad(net(x).sum(), asked(what, net, x)) for net in (ours, eager)]
     torch.testing.assert_close(*results)
     x_alone, W1 = (True, *[False] * 7), (True, False, True, *[False] * 5)  # x, the chain, W1, b1
@@ -74,7 +75,7 @@ def test_small_chains_are_told_too(what, monkeypatch):
     assert told == [{"x": x_alone, "first": W1}.get(what, every)]
 
 
-@pytest.mark.parametrize("rows", [1, M])
+@pytest.mark.parametrize("rows", [FEW, M])
 def test_a_whole_backward_pass_computes_all(rows):
     ours, eager = pair("gelu")
     x = torch.randn(rows, 8, requires_grad=True)
@@ -129,3 +130,25 @@ def test_a_pass_that_would_not_tell_is_not_asked_again(monkeypatch):
     questions.clear()
     layers[0](x).sum().backward()
     assert len(questions) == 1  # the last tensor is wanted: then all are
+
+
+def test_who_is_asked_about_few_examples(monkeypatch):
+    """A leaf x that alone is wanted costs no refusal; where x wants nothing, nobody is asked."""
+    refused, executes = [], compat._executes
+
+    def answer(node):
+        refused.append(node)
+        found = executes(node)
+        refused.pop()
+        return found
+
+    monkeypatch.setattr(compat, "_executes", answer)
+    ours, _ = pair("gelu")
+    x = torch.randn(FEW, 8, requires_grad=True)
+    torch.autograd.grad(ours(x).sum(), x)
+    assert refused == []
+    params = list(ours.parameters())
+    torch.autograd.grad(ours(x.detach()).sum(), params)
+    assert refused == []
+    torch.autograd.grad(ours(x).sum(), params)
+    assert len(refused) == 1
