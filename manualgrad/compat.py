@@ -166,6 +166,7 @@ def asked_for(ctx: Any) -> tuple[bool, ...]:
 
 
 _use_count: Any = getattr(torch._C, "_storage_Use_Count", None)
+_tensor_use_count: Any = getattr(torch.Tensor, "_use_count", None)
 _default_hooks: Any = getattr(
     getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None
 )
@@ -192,6 +193,26 @@ def _uses(tensor: torch.Tensor) -> int:
 @functools.cache
 def _once() -> int:
     return _uses(torch.empty(1))
+
+
+def followed() -> bool:
+    """A debugger or a profiler sees each frame, and may hold what its variables hold."""
+    return sys.gettrace() is not None or sys.getprofile() is not None
+
+
+def references(tensor: torch.Tensor) -> tuple[int, ...] | None:
+    """How often Python and C++ refer to a tensor and, if it is a view, to its base; how many
+    tensors share its memory. None where torch does not tell.
+
+    What they are for a tensor that nobody else holds depends on the frames that call this, and is
+    to be found out from there.
+    """
+    if _tensor_use_count is None or _use_count is None:
+        return None
+    base, counts = tensor._base, (sys.getrefcount(tensor), _tensor_use_count(tensor))
+    if base is not None:
+        counts += sys.getrefcount(base), _tensor_use_count(base)
+    return *counts, _uses(tensor)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

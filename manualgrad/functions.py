@@ -34,6 +34,7 @@ from manualgrad import (
 )
 from manualgrad import ops as operators
 from manualgrad.activations import Activation
+from manualgrad.asking import asked_for, to_be_differentiated
 from manualgrad.chain import Chain, merged, shares
 from manualgrad.front_door import front_door, without_prologue
 from manualgrad.keeping import kept_for_backward, unpacked
@@ -41,8 +42,6 @@ from manualgrad.listening import active as listening
 from manualgrad.listening import noting
 from manualgrad.ops import backend_for
 from manualgrad.walks import IDENTITY, Adjoints, backward_pass
-
-MANY = 512  # examples
 
 
 class LinearActFunction(Function):
@@ -78,18 +77,20 @@ class LinearActFunction(Function):
             grad_z = None
         if grad_a is None and grad_z is None:
             return None, None, None, None
-        act, (needs_x, _, needs_weight, needs_bias) = ctx.act, _asked_for(ctx, grad_a)
+        over = in_place.nobody_holds(grad_a) and not listening
+        act, (needs_x, _, needs_weight, needs_bias) = ctx.act, asked_for(ctx, grad_a)
         x, weight, s = ctx.saved_tensors
         compat.release_saved_tensors(ctx)
         ops: ModuleType = differentiable
-        if not _to_be_differentiated():
+        if not to_be_differentiated():
             ops = backend_for(s if grad_a is None else grad_a)
             if ops is aten and ctx.untouched:
                 ops = in_place
         grad_x = grad_weight = grad_bias = None
         delta = rows = grad_z
         if grad_a is not None:
-            delta, rows = ops.bp1_output_error(grad_a, s, act)
+            options = {"over": over} if ops is in_place else {}
+            delta, rows = ops.bp1_output_error(grad_a, s, act, **options)
             if grad_z is not None:
                 delta = rows = delta + grad_z
         del s, grad_z  # their memory is BP2's and BP4's now
@@ -105,7 +106,7 @@ class LinearActFunction(Function):
             if frugal is None:
                 grad_x, _, _ = ops.bp2_propagate_error(delta, weight, x, IDENTITY, with_a=False)
             else:  # delta may be autograd's, or a capture's
-                over = not (listening or grad_a is None or delta is grad_a)
+                over = over or not (listening or grad_a is None or delta is grad_a)
                 grad_x, _, _ = frugal(delta, weight, x, IDENTITY, over, at_peak=True)
         return grad_x, None, grad_weight, grad_bias
 
@@ -142,27 +143,33 @@ class MLPFunction(Function):
         if compat.any_autocast() and compat.autocast_dtype(ctx.device) is not None:
             with without_autocast(ctx.device):
                 return MLPFunction.backward(ctx, grad_a, *grad_hidden)
-        return _chain_backward(ctx, ctx.chain, grad_a, grad_hidden)
+        over = in_place.nobody_holds(grad_a)
+        return _chain_backward(ctx, ctx.chain, grad_a, grad_hidden, over=over)
 
 
-def _chain_backward(ctx: Any, chain: Chain, grad_a: Any, grad_hidden: Any, inputs: Any = None):
-    """MLPFunction's backward. inputs: x and the tensors, where ctx did not keep them so."""
+def _chain_backward(
+    ctx: Any, chain: Chain, grad_a: Any, grad_hidden: Any, inputs: Any = None, over: bool = False
+):
+    """MLPFunction's backward. inputs: x and the tensors, where ctx did not keep them so.
+
+    over: grad_a may be written over.
+    """
     recompute = chain.recompute
-    needs_x, _, *needs = _asked_for(ctx, grad_a)
+    needs_x, _, *needs = asked_for(ctx, grad_a)
     sent = Adjoints(chain, grad_a, grad_hidden)
     top = sent.highest()  # above, nothing was used but by a derivative of a derivative
     if top == 0 or top < chain.lowest(needs_x, needs):
         return (None,) * (2 + len(needs))
     saved = list(inputs or ctx.saved_tensors)
     compat.release_saved_tensors(ctx)
-    differentiated = _to_be_differentiated()
+    differentiated = to_be_differentiated()
     if inputs is None and ctx.finite and not (differentiated or torch.compiler.is_compiling()):
         chain = chain.but(acts=chain.acts_if_finite, acts_if_finite=None)
     listened = listening and not compat.transforms_active()
     if not (listened or differentiated):  # else the layers are walked one by one
         adjoint, all_needs = cast(Tensor, grad_a), (needs_x, *needs)
         if chain.rows and tiling.takes(grad_a, grad_hidden):
-            grad_x, *grads = tiling.backward(chain, saved, all_needs, adjoint)
+            grad_x, *grads = tiling.backward(chain, saved, all_needs, adjoint, over)
             return grad_x, None, *grads
         if chain.narrow == "backward" and narrow.takes(grad_a):
             grad_x, *grads = narrow.backward(chain, saved, all_needs, adjoint)
@@ -181,6 +188,8 @@ def _chain_backward(ctx: Any, chain: Chain, grad_a: Any, grad_hidden: Any, input
         ops = backend_for(cast(Tensor, s[top]) if grad_a is None else grad_a)
         if ops is aten and (recompute or ctx.untouched):
             ops = in_place
+    if over and ops is in_place and not (listened or chain.branches):
+        sent.over = grad_a
     note = noting(ctx, (needs_x, *needs)) if listened else None
     grad_x, *grads = backward_pass(ops, chain, tensors, s, a_kept, (needs_x, *needs), sent, note)
     return grad_x, None, *grads
@@ -220,12 +229,12 @@ class SmallMLPFunction(Function):
         if compat.any_autocast() and compat.autocast_dtype(grad_a.device) is not None:
             with without_autocast(grad_a.device):
                 return SmallMLPFunction.backward(ctx, grad_a)
-        chain, saved, needs = ctx.chain, list(ctx.saved_tensors), _asked_for(ctx, grad_a)
+        chain, saved, needs = ctx.chain, list(ctx.saved_tensors), asked_for(ctx, grad_a)
         depth = chain.depth
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             if small.versions(ctx.tensors) != ctx.versions:
                 raise RuntimeError(small.MODIFIED)
-            small.gradients_were_differentiated |= _to_be_differentiated()
+            small.gradients_were_differentiated |= to_be_differentiated()
             inputs = saved[depth], *ctx.tensors
             return _chain_backward(ctx, chain.but(recompute=True), grad_a, (), inputs)
         compat.release_saved_tensors(ctx)
@@ -254,23 +263,6 @@ def walked_forward(
 def without_autocast(device: torch.device) -> torch.autocast:
     """Backward computes in the dtypes of what forward kept, wherever it is called."""
     return torch.autocast(device.type, enabled=False)
-
-
-def _to_be_differentiated() -> bool:
-    """Gradients will have gradients of their own: they are computed by the reference equations."""
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
-
-
-def _asked_for(ctx: Any, grad_a: Tensor | None) -> tuple[bool, ...]:
-    """Of which inputs a gradient is wanted; asked where not to know costs more than to ask.
-
-    Of few examples whose x wants none, it is the rule that all parameters want theirs.
-    """
-    needs = ctx.needs_input_grad
-    many = grad_a is not None and grad_a.shape[0] >= MANY
-    if listening or not (needs[0] or many or _to_be_differentiated()):
-        return needs
-    return compat.asked_for(ctx)
 
 
 operators.register_autograd(LinearActFunction)

@@ -98,12 +98,13 @@ def takes(grad_a: Any, grad_hidden: Sequence[Any]) -> bool:
 
 
 def backward(
-    chain: Chain, saved: list[Any], needs: Sequence[bool], grad_a: Tensor
+    chain: Chain, saved: list[Any], needs: Sequence[bool], grad_a: Tensor, over: bool = False
 ) -> list[Tensor | None]:
     """backward_pass over tiles of chain.rows rows.  grad_a (M, N_L).
 
     saved: x and the chain's tensors with recompute, else what kept_for_backward chose. Where a tile
-    walks forward again, it keeps each a^l beside z^l: both are in cache.
+    walks forward again, it keeps each a^l beside z^l: both are in cache. over: grad_a may be
+    written over; by the gradient of x, tile after tile, if that has its shape.
     Returns the gradients of x and of each tensor.
     """
     M, rows, count, recompute = grad_a.shape[0], chain.rows, len(needs) - 1, chain.recompute
@@ -125,6 +126,7 @@ def backward(
         below, *grads = backward_pass(ops, chain, tensors, s, a_kept, needs, sent, grads=grads)
         if below is not None:
             if grad_x is None:
-                grad_x = below.new_empty(M, below.shape[1])
+                fits = over and below.dtype is grad_a.dtype and below.shape[1] == grad_a.shape[1]
+                grad_x = grad_a.detach() if fits else below.new_empty(M, below.shape[1])
             grad_x[at] = below
     return [grad_x, *grads]

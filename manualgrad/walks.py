@@ -77,15 +77,17 @@ def _brought(chain: Chain, l: int, branch: Branch, carried: dict) -> Tensor:
 class Adjoints:
     """What arrives at each z^l and a^l besides BP2's product: from skips, and from outside.
 
-    branch: what arrives at sigma(z^l) alone, where a skip is added to it.
+    branch: what arrives at sigma(z^l) alone, where a skip is added to it. over: the adjoint of
+    a^L, if it may be written over.
     """
 
-    __slots__ = ("a", "branch", "z")
+    __slots__ = ("a", "branch", "over", "z")
 
     def __init__(self, chain: Chain, grad_a: Tensor | None, grad_hidden: Sequence[Tensor | None]):
         self.a: dict[int, Tensor] = {} if grad_a is None else {chain.depth: grad_a}
         self.z: dict[int, Tensor] = {}
         self.branch: dict[int, Tensor] = {}
+        self.over: Tensor | None = None
         if any(grad is not None for grad in grad_hidden):
             for (what, l), grad in zip(hidden_outputs(chain), grad_hidden, strict=True):
                 if grad is not None:
@@ -127,7 +129,8 @@ class Walk:
         delta = rows = self.sent.z.pop(l, None)
         if grad_a is not None:
             others = delta
-            delta, rows = self.ops.bp1_output_error(grad_a, s, self.chain.acts[l])
+            over = {"over": True} if grad_a is self.sent.over else {}
+            delta, rows = self.ops.bp1_output_error(grad_a, s, self.chain.acts[l], **over)
             if others is not None:
                 delta = rows = delta + others
         return delta, rows
@@ -212,7 +215,7 @@ def backward_pass(
     bp3, bp4 = ops.bp3_bias_gradient, ops.bp4_weight_gradient
     arrived = at_a.pop(top, None), at_z.get(top)
     delta, rows = walk.error(top, arrived[0], s.pop())
-    theirs = any(delta is one for one in arrived)  # then it may not be written over
+    theirs = any(delta is one and one is not sent.over for one in arrived)  # not to write over
     bp2_frugal = None if skips or note or at_a or at_z else getattr(ops, "bp2_frugal", None)
     for l in range(top, 0, -1):
         weight_at, bias_at = slots[l]

@@ -34,7 +34,7 @@ LAYERS = [
     {"manualgrad.products"},
     {"manualgrad.one_pass"},
     {"manualgrad.aten", "manualgrad.tuned"},
-    {"manualgrad.eligibility", "manualgrad.in_place"},
+    {"manualgrad.eligibility", "manualgrad.in_place", "manualgrad.asking"},
     {"manualgrad.backends"},
     {"manualgrad.routed", "manualgrad.front_door"},
     {"manualgrad.differentiable"},
