@@ -144,7 +144,7 @@ def asked_for(ctx: Any) -> tuple[bool, ...]:
     needs = ctx.needs_input_grad
     if _executes is None or torch.compiler.is_compiling() or transforms_active():
         return needs
-    edges, number = ctx.next_functions, _pass_number()
+    edges, number = getattr(ctx, "next_functions", ()), _pass_number()  # a tape's ctx has none
     if not edges or 0 <= number == _refused:
         return needs
     asked, first = list(needs), needs.index(True)

@@ -77,7 +77,7 @@ class LinearActFunction(Function):
             grad_z = None
         if grad_a is None and grad_z is None:
             return None, None, None, None
-        over = in_place.nobody_holds(grad_a) and not listening
+        over = in_place.nobody_holds(ctx, grad_a) and not listening
         act, (needs_x, _, needs_weight, needs_bias) = ctx.act, asked_for(ctx, grad_a)
         x, weight, s = ctx.saved_tensors
         compat.release_saved_tensors(ctx)
@@ -143,7 +143,7 @@ class MLPFunction(Function):
         if compat.any_autocast() and compat.autocast_dtype(ctx.device) is not None:
             with without_autocast(ctx.device):
                 return MLPFunction.backward(ctx, grad_a, *grad_hidden)
-        over = in_place.nobody_holds(grad_a)
+        over = in_place.nobody_holds(ctx, grad_a)
         return _chain_backward(ctx, ctx.chain, grad_a, grad_hidden, over=over)
 
 

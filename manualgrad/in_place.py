@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import BackwardCFunction
 
 from manualgrad import aten, compat, one_pass
 from manualgrad.activations import Activation
@@ -68,10 +69,12 @@ def _last(s: Tensor, act: Activation) -> bool:
     )
 
 
-def nobody_holds(grad: Tensor | None) -> bool:
+def nobody_holds(ctx: Any, grad: Tensor | None) -> bool:
     """Whether the gradient that arrived at a Function's backward, which is the caller, is some
     size, on the CPU, and that pass's alone: no hook, no other node and no view has it."""
     if grad is None or grad.numel() < one_pass.CHECKED or torch.is_grad_enabled():
+        return False
+    if not isinstance(ctx, BackwardCFunction):  # a tape's, which holds what arrives
         return False
     if not (compat.readable(grad) and grad.is_contiguous()) or compat.followed():
         return False
