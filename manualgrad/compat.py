@@ -201,18 +201,20 @@ def followed() -> bool:
 
 
 def references(tensor: torch.Tensor) -> tuple[int, ...] | None:
-    """How often Python and C++ refer to a tensor and, if it is a view, to its base; how many
-    tensors share its memory. None where torch does not tell.
+    """How often Python and C++ refer to a tensor, to its storage and, if it is a view, to its base.
 
-    What they are for a tensor that nobody else holds depends on the frames that call this, and is
-    to be found out from there.
+    None where torch does not tell, and for memory that is not torch's: an array of NumPy's, a
+    buffer, what processes share. What the counts are for a tensor that nobody else holds depends on
+    the frames that call this, and is to be found out from there.
     """
+    storage, base = tensor.untyped_storage(), tensor._base
     if _tensor_use_count is None or _use_count is None:
         return None
-    base, counts = tensor._base, (sys.getrefcount(tensor), _tensor_use_count(tensor))
-    if base is not None:
-        counts += sys.getrefcount(base), _tensor_use_count(base)
-    return *counts, _uses(tensor)
+    if storage.is_shared() or not storage.resizable():
+        return None
+    of_base = () if base is None else (sys.getrefcount(base), _tensor_use_count(base))
+    of_storage = sys.getrefcount(storage), _use_count(storage._cdata)
+    return sys.getrefcount(tensor), _tensor_use_count(tensor), *of_storage, *of_base
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

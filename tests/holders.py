@@ -1,5 +1,6 @@
 """Networks in which somebody else has the gradient that arrives at one of our nodes."""
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -111,7 +112,53 @@ def saved_by_another_function(net, x):
     return Saver.apply(net(x), kept), lambda: [kept]
 
 
+class Lender(torch.autograd.Function):
+    """Sends on as a gradient what is kept in memory that torch does not count."""
+
+    @staticmethod
+    def forward(ctx, x, lend):
+        ctx.lend = lend
+        return x * 3.0
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.lend().view_as(grad), None
+
+
+def in_an_array(net, x):
+    kept = np.full(x.numel(), 3.0, "f4")
+    return Lender.apply(net(x), lambda: torch.from_numpy(kept)), lambda: [torch.from_numpy(kept)]
+
+
+def in_a_buffer(net, x):
+    kept = bytearray(np.full(x.numel(), 3.0, "f4").tobytes())
+
+    def lend():
+        return torch.frombuffer(kept, dtype=torch.float32)
+
+    return Lender.apply(net(x), lend), lambda: [lend()]
+
+
+def in_a_storage(net, x):
+    kept = torch.full_like(x, 3.0).untyped_storage()
+
+    def lend():
+        return torch.empty(0).set_(kept)
+
+    return Lender.apply(net(x), lend), lambda: [lend()]
+
+
+def in_memory_of_several_processes(net, x):
+    kept = torch.full_like(x, 3.0).detach().share_memory_().untyped_storage()
+
+    def lend():
+        return torch.empty(0).set_(kept)
+
+    return Lender.apply(net(x), lend), lambda: [lend()]
+
+
 ALL = [kept_by_a_hook, kept_as_a_view, kept_as_an_array, kept_by_a_hook_of_the_node,
         seen_by_a_hook_afterwards, kept_by_a_module_hook, retained, residual,
         residual_the_other_way_round, added_to_a_leaf, added_to_another, another_functions,
-        saved_by_another_function]  # fmt: skip
+        saved_by_another_function, in_an_array, in_a_buffer, in_a_storage,
+        in_memory_of_several_processes]  # fmt: skip
