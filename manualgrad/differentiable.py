@@ -95,7 +95,35 @@ class TimesSigmaPrime(Function):
         return curved if along is None else along + curved
 
 
+class SigmaPrime(Function):
+    """sigma'(z), for an adjoint of several passes at once (is_grads_batched=True).
+
+    Such an adjoint may be no argument of a Function: autograd would lose what the node is for. So
+    it is multiplied outside, and this node has z alone.
+    """
+
+    @staticmethod
+    def forward(z: Tensor, act: Activation) -> Tensor:
+        return act.sigma_prime(z)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        z, ctx.act = inputs
+        ctx.save_for_backward(z)
+        ctx.save_for_forward(z)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor):
+        (z,) = ctx.saved_tensors
+        return grad * ctx.act.sigma_second(z), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None):
+        return SigmaPrime.backward(ctx, tangent)[0]
+
+
 _sigma, _times_sigma_prime = applied(Sigma), applied(TimesSigmaPrime)
+_sigma_prime = applied(SigmaPrime)
 
 
 def times_sigma_prime(act: Activation, adjoint: Tensor, s: Tensor) -> Tensor:
@@ -105,7 +133,9 @@ def times_sigma_prime(act: Activation, adjoint: Tensor, s: Tensor) -> Tensor:
     if act.name in one_pass.ONE_PASS and (act.keeps == "a" or not _recorded()):
         return one_pass.kernels_of(act)[1](adjoint, s)
     if act.keeps == "z":
-        return _times_sigma_prime(adjoint, s, act)
+        if compat.transforms_active() or compat.has_memory(adjoint):
+            return _times_sigma_prime(adjoint, s, act)
+        return rounded_once(lambda v, z: v * _sigma_prime(z, act), adjoint, s)
     return rounded_once(lambda v, a: v * _depending_on(a, act.sigma_prime(a)), adjoint, s)
 
 
