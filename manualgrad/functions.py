@@ -282,7 +282,11 @@ def mlp(x: Tensor, chain: Chain, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         watched = compat.forward_mode() or compat.tracing_by_jit()
         derived = watched or torch.is_grad_enabled()
         if derived and not watched and small.takes(chain, x, tensors) and not shares(tensors):
-            seen = chain.seen = small.Seen(chain.acts, x, tensors)
+            seen = small.Seen(chain.acts, x, tensors)
+            if all(tensor is None or tensor.is_leaf for tensor in tensors):
+                chain.seen = (
+                    seen  # computed ones will be others, and would be held with their graph
+                )
             return small_mlp(x, (chain, seen), *tensors)
         chain = narrow.prepared(tiling.prepared(chain, x, tensors), x, tensors)
         if not derived:  # nobody will read what is kept

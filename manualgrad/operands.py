@@ -113,9 +113,11 @@ def refuse(call: str, input: Any, params: Sequence[Any]) -> NoReturn:
 def _refuse_operand(call: str, name: str, tensor: Any, input: Tensor) -> None:
     _refuse_kind(call, name, tensor)
     if tensor.dtype is not input.dtype:
+        double = torch.float64 in (input.dtype, tensor.dtype)
+        autocast = "" if double else ", or use torch.autocast"  # it casts no float64
         raise ValueError(
             f"manualgrad.{call}: input is {input.dtype} but {name} is {tensor.dtype}; cast one, "
-            f"e.g. input.to({tensor.dtype}), or use torch.autocast"
+            f"e.g. input.to({tensor.dtype}){autocast}"
         )
     if tensor.device != input.device:
         raise ValueError(

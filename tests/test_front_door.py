@@ -22,7 +22,7 @@ LINEAR = [
     ((X, W, torch.randn(6, 5)), ValueError, r"bias has shape \(6, 5\)"),
     ((X, W, torch.tensor(1.0)), ValueError, r"bias has shape \(\)"),
     ((torch.tensor(1.0), W), ValueError, "input has no dimension"),
-    ((X.double(), W), ValueError, r"input is torch.float64 but weight is torch.float32; cast one, e.g. input.to\(torch.float32\)"),
+    ((X.double(), W), ValueError, r"input is torch.float64 but weight is torch.float32; cast one, e.g. input.to\(torch.float32\)$"),
     ((X, W, B.double()), ValueError, "input is torch.float32 but bias is torch.float64"),
     ((X, W.to("meta")), ValueError, "input is on cpu but weight is on meta; move one"),
     ((X, W, B.to("meta")), ValueError, "input is on cpu but bias is on meta"),

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from gpt import GPT
 
 import manualgrad as mg
+from manualgrad import functions
 from manualgrad.dag.rules.arithmetic import Mul
 from manualgrad.verify.audit import judge
 from manualgrad.verify.table import table
@@ -51,6 +52,15 @@ def test_a_wrong_rule_is_found(monkeypatch):
     right = Mul.backward
     monkeypatch.setattr(Mul, "backward", staticmethod(lambda ctx, grad: right(ctx, grad)[::-1]))
     assert mg.check(fn, x, y, only="dag").findings
+
+
+def test_a_broken_rule_is_a_finding_and_no_refusal(monkeypatch):
+    layer, x = mg.nn.Linear(3, 2, activation="tanh"), torch.randn(4, 3)
+    assert mg.check(layer, x, only="dag").passed
+    monkeypatch.setattr(functions, "aten", None)  # an AttributeError, from a line of ours
+    monkeypatch.setattr(functions, "backend_for", lambda x: None)
+    (finding,) = mg.check(layer, x, only="dag").findings
+    assert "fn raised AttributeError" in finding.message
 
 
 @pytest.mark.parametrize(

@@ -203,6 +203,12 @@ def test_mlp_refuses_bad_sizes(arguments, error, message):
         mg.nn.MLP(*arguments)
 
 
+@pytest.mark.parametrize("bias", ["relu", torch.relu, nn.ReLU()])
+def test_linear_refuses_an_activation_in_the_place_of_bias(bias):
+    with pytest.raises(TypeError, match=r"bias must be True or False.*activation="):
+        mg.nn.Linear(3, 2, bias)
+
+
 def pruned(net, first):
     nn.utils.prune.l1_unstructured(first, "weight", amount=0.5)
 

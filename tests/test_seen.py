@@ -210,6 +210,17 @@ def test_a_parameter_out_of_use_is_let_go_with_the_next_call(hooked):
     assert old() is None
 
 
+def test_computed_weights_are_not_held():
+    """They come with a graph of their own, and the next call has others."""
+    net, x = seen_net()
+    computed = [p * 1.0 for p in net.parameters()]
+    gone = weakref.ref(computed[0])
+    named = dict(zip(dict(net.named_parameters()), computed, strict=True))
+    assert is_small(torch.func.functional_call(net, named, (x,)))
+    del computed, named
+    assert gone() is None
+
+
 def test_a_copy_has_seen_nothing():
     net, _ = seen_net()
     chain = net.__dict__["_known_chain"][1]

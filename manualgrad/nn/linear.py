@@ -38,6 +38,11 @@ class Linear(nn.Linear):
         act = activation_of(activation, "nn.Linear")
         for name, value in (("in_features", in_features), ("out_features", out_features)):
             check_width("nn.Linear", name, value)
+        if isinstance(bias, str) or callable(bias):  # true, and not what was meant
+            raise TypeError(
+                f"manualgrad.nn.Linear: bias must be True or False, got {bias!r}; an activation is "
+                "passed by name, activation="
+            )
         if dtype is not None and not dtype.is_floating_point:
             raise TypeError(f"manualgrad.nn.Linear: dtype must be a floating one, got {dtype}")
         super().__init__(int(in_features), int(out_features), bias, device, dtype)

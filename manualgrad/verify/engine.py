@@ -5,7 +5,9 @@ that was written for reading. Where fn does something that has no rule the quest
 """
 
 import functools
+import traceback
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from torch import Tensor
 
@@ -14,6 +16,9 @@ from manualgrad.verify import tolerance
 from manualgrad.verify.judges import NotRun, first_line, question
 from manualgrad.verify.readings import Reading, compare
 from manualgrad.verify.subject import Subject, duplicate
+
+REFUSALS = ValueError, TypeError, RuntimeError, NotImplementedError
+OURS = Path(__file__).parents[1]
 
 
 @question("dag", "the explicit engine")
@@ -26,11 +31,19 @@ def explicit_engine(subject: Subject) -> Iterator[Reading]:
     try:
         adjoints = on_tape(subject, point, run.wrt, v)
     except Exception as error:  # no rule for it, or not to be recorded: the words say which
+        if not isinstance(error, REFUSALS) and _raised_by_us(error):
+            raise  # that is no refusal: it is broken
         raise NotRun(f"fn does not run on a tape: {first_line(error)}") from error
     moved = subject.moved_by_rounding(point, run, v=v).gradients
     for i, gradient, adjoint, by in zip(run.wrt, run.gradients, adjoints, moved, strict=True):
         allowed = tolerance.beside_rounding(adjoint, by, adjoint.dtype)
         yield compare(f"gradient of {subject.label(i)}, by a tape", gradient, adjoint, allowed)
+
+
+def _raised_by_us(error: Exception) -> bool:
+    """Whether it comes from a line of this library, not of fn's or torch's."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return Path(last.filename).is_relative_to(OURS)
 
 
 def on_tape(
