@@ -168,6 +168,7 @@ def of_torch():
     yield "a sparse gradient", nn.Embedding(10, 3, sparse=True), (torch.tensor([1, 2, 2]),), None
     yield "a special function", torch.digamma, (X32.abs() + 0.5,), None
     yield "an empty container", Empty(), (X32,), None
+    yield "a determinant", lambda x: torch.linalg.slogdet(x)[1], (normal(5, 5).float(),), None
     yield "linear algebra", torch.linalg.solve, (torch.eye(3) * 3 + 0.3 * X32[:3], X32[:3]), None
 
 

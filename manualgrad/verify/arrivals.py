@@ -81,6 +81,8 @@ def inputs(subject: Subject) -> Iterator[Reading]:
                         want = subject.run(solid)
                     except Exception:  # these values are outside of what fn takes
                         continue
+                    if not want.is_finite():  # fn is singular where rows are equal: a determinant
+                        continue
                     moved = subject.moved_by_rounding(solid, want)
                     tensors = replaced(subject, i, expanded)
                     what = f"{subject.labels[i]} {name}"

@@ -31,6 +31,10 @@ class Run:
     gradients: list[Tensor | None]
     wrt: tuple[int, ...]
 
+    def is_finite(self) -> bool:
+        there = [t for t in (*self.outputs, *self.gradients) if t is not None]
+        return all(bool(torch.isfinite(t).all()) for t in there)
+
 
 @dataclass
 class Movement:
