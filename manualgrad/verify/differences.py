@@ -14,6 +14,7 @@ from torch.autograd.gradcheck import GradcheckError
 from manualgrad.verify.adjoint import jvp
 from manualgrad.verify.judges import NotRun, first_line, question
 from manualgrad.verify.readings import Reading
+from manualgrad.verify.second import unless_it_takes_no_batches
 from manualgrad.verify.seconds import worth_asking
 from manualgrad.verify.subject import Subject
 
@@ -94,19 +95,7 @@ def undefined(subject: Subject) -> Iterator[Reading]:
 
 @question("finite differences", "batched gradients")
 def batched(subject: Subject) -> Iterator[Reading]:
-    leaves = subject.leaves(subject.point, subject.live)
-    outputs = subject(leaves)
-    asked = [leaves[i] for i in subject.live]
-
-    def gradients(*v):
-        found = torch.autograd.grad(outputs, asked, v, retain_graph=True, allow_unused=True)
-        return [g for g in found if g is not None]
-
-    v = [torch.stack([g, 2 * g]) for g in subject.output_gradients(outputs)]
-    try:  # functorch's vmap, for under gradcheck's own one that reads `.data` kills the process
-        torch.func.vmap(gradients)(*v)
-    except Exception as error:
-        raise NotRun(f"fn's backward takes no batched gradients: {first_line(error)}") from error
+    unless_it_takes_no_batches(subject)
     yield from run_gradcheck(
         subject, gradcheck, check_batched_grad=True, check_undefined_grad=False
     )

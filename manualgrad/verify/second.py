@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from manualgrad.verify import tolerance
-from manualgrad.verify.judges import first_line
+from manualgrad.verify.judges import NotRun, first_line
 from manualgrad.verify.numeric import Slope, inner, slope
 from manualgrad.verify.settle import directions, nodes, precision
 from manualgrad.verify.subject import Run, Subject, random_like
@@ -90,14 +90,43 @@ def double_backward(
     w: Sequence[Tensor | None],
     v: Sequence[Tensor],
     callee: Callable | None = None,
+    batched: bool = False,
 ) -> list[Tensor | None]:
-    """<w, J^T v> differentiated by the live tensors and by v, through backward's own graph."""
+    """<w, J^T v> differentiated by the live tensors and by v, through backward's own graph.
+
+    batched: J^T v is taken from a batch of output gradients, as vectorised Jacobians have them.
+    """
     leaves = subject.leaves(tensors, subject.live)
     outputs = subject(leaves, callee)
     given = [g.clone().requires_grad_() for g in v]
     asked = [leaves[i] for i in subject.live]
-    gradients = torch.autograd.grad(outputs, asked, given, create_graph=True, allow_unused=True)
+    sent = [torch.stack([2.0 * g, g]) for g in given] if batched else given
+    gradients = torch.autograd.grad(
+        outputs, asked, sent, create_graph=True, allow_unused=True, is_grads_batched=batched
+    )
+    if batched:
+        gradients = [None if g is None else g[1] for g in gradients]
     return _differentiated(gradients, w, [*asked, *given])
+
+
+def unless_it_takes_no_batches(subject: Subject) -> None:
+    """Raises NotRun if fn's backward refuses several output gradients at once.
+
+    By functorch's vmap: under autograd's own one, a backward that reads `.data` kills the process.
+    """
+    leaves = subject.leaves(subject.point, subject.live)
+    outputs = subject(leaves)
+    asked = [leaves[i] for i in subject.live]
+
+    def gradients(*v):
+        found = torch.autograd.grad(outputs, asked, v, retain_graph=True, allow_unused=True)
+        return [g for g in found if g is not None]
+
+    v = [torch.stack([g, 2 * g]) for g in subject.output_gradients(outputs)]
+    try:
+        torch.func.vmap(gradients)(*v)
+    except Exception as error:
+        raise NotRun(f"fn's backward takes no batched gradients: {first_line(error)}") from error
 
 
 def _differentiated(

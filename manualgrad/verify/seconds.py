@@ -1,14 +1,14 @@
 """Questions of the second derivative, to three judges: is it there, and is it right?"""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from manualgrad.verify import tolerance
 from manualgrad.verify.adjoint import SHARP
-from manualgrad.verify.judges import NotRun, crash, question
+from manualgrad.verify.judges import NotRun, crash, first_line, question
 from manualgrad.verify.native import error_of_float32, reference_run, unless_wrong_at_home
 from manualgrad.verify.numeric import inner, slope
 from manualgrad.verify.readings import Reading, compare, told_apart
@@ -16,6 +16,7 @@ from manualgrad.verify.second import (
     SecondDerivative,
     double_backward,
     second_derivative,
+    unless_it_takes_no_batches,
     weights,
 )
 from manualgrad.verify.settle import precision
@@ -63,24 +64,31 @@ def second_derivatives(subject: Subject) -> Iterator[Reading]:
     w, v = weights(theirs), subject.output_gradients(theirs.outputs)
     try:
         right = double_backward(subject, tensors, w, v, subject.reference)
-        moved = _moved(subject, right, w, v)
+        moved = _moved(subject, right, w, v, subject.reference)
     except Exception as error:
         raise NotRun(crash(error, "the reference")) from error
     ours = double_backward(subject, tensors, w, v)
+    yield from _beside(subject, "the gradient", ours, right, moved)
+
+
+def _beside(
+    subject: Subject, what: str, ours: list, right: list, moved: list[float]
+) -> Iterator[Reading]:
+    """What was found for each tensor and each output gradient, beside what is right."""
     names = [subject.label(i) for i in subject.live]
-    names += [f"output gradient {k}" for k in range(len(v))]
+    names += [f"output gradient {k}" for k in range(len(right) - len(names))]
     size = max(map(tolerance.largest, right))
     for name, mine, truth, by in zip(names, ours, right, moved, strict=True):
         allowed = tolerance.beside_rounding(torch.tensor(size), by, torch.float64)
-        yield compare(f"the gradient, differentiated by {name}", mine, truth, allowed)
+        yield compare(f"{what}, differentiated by {name}", mine, truth, allowed)
 
 
-def _moved(subject: Subject, right: list, w: list, v: list) -> list[float]:
-    """How far rounding moves the reference's second derivatives, or their own error if larger."""
+def _moved(subject: Subject, right: list, w: list, v: list, callee: Callable | None) -> list[float]:
+    """How far rounding moves callee's second derivatives, or their own error if larger."""
 
     def run(at: Sequence[Tensor], sent: Sequence[Tensor]) -> list[Tensor | None]:
         cast = [None if u is None else u.to(sent[0].dtype) for u in w]
-        return double_backward(subject, at, cast, sent, subject.reference)
+        return double_backward(subject, at, cast, sent, callee)
 
     moved = error_of_float32(run, subject.point, v, right)
     for draw in (1, 2):
@@ -89,6 +97,30 @@ def _moved(subject: Subject, right: list, w: list, v: list) -> list[float]:
             if other is not None and right[k] is not None:
                 moved[k] = max(moved[k], tolerance.largest(right[k] - other))
     return moved
+
+
+@question("conduct", "second derivatives of batched gradients")
+def of_batched_gradients(subject: Subject) -> Iterator[Reading]:
+    """torch.autograd.functional.jacobian(..., vectorize=True, create_graph=True) asks for them.
+
+    A Function that backward applies to a batch is lost from the graph, without a word.
+    """
+    second = worth_asking(subject)
+    unless_it_takes_no_batches(subject)
+    tensors, w, v = subject.point, second.w, second.v
+    try:
+        found = double_backward(subject, tensors, w, v, batched=True)
+    except Exception as error:
+        raise NotRun(f"fn's backward takes no batched gradients: {first_line(error)}") from error
+    one_by_one = [*second.of.values(), *second.by_v]
+    if not all(t is None or t.isfinite().all() for t in one_by_one):
+        raise NotRun("its second derivatives are not finite here")
+    try:
+        moved = _moved(subject, one_by_one, w, v, None)
+    except Exception as error:
+        raise NotRun(crash(error, "fn in float32")) from error
+    what = "the gradient, taken in a batch of output gradients and"
+    yield from _beside(subject, what, found, one_by_one, moved)
 
 
 @question("conduct", "no second derivative is silently missing")

@@ -28,6 +28,30 @@ def sigma_prime_taken_for_a_constant():
     return layer({"adjoint", "conduct"}, "differentiated by x", backward)
 
 
+@planted(5)
+def lost_from_the_graph_in_a_batch():
+    class TimesSigmaPrime(Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(grad, a):
+            return grad * (1.0 - a * a)
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.save_for_backward(*inputs)
+
+        @staticmethod
+        def backward(ctx, grad):
+            of_grad, a = ctx.saved_tensors
+            return grad * (1.0 - a * a), -2.0 * grad * of_grad * a
+
+    def backward(ctx, grad):
+        return Layer.gradients(ctx, TimesSigmaPrime.apply(grad, ctx.saved_tensors[2]))
+
+    return layer(CONDUCT, "in a batch of output gradients and, differentiated by", backward)
+
+
 @planted()
 def wrong_sigma_second():
     class Prime(Function):
