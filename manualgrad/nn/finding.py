@@ -18,6 +18,7 @@ from manualgrad.nn.observing import Observation, Use
 from manualgrad.nn.report import Entry
 
 SHARED = "its activation is shared: it also works on what is not fused with it"
+SLICED = "of it and its activation a slice of a Sequential may take one without the other"
 
 
 class Finder:
@@ -157,12 +158,6 @@ class Finder:
         shared: dict[nn.Module, list[nn.Module]] = {}
         for layer, act in self.paired.items():
             shared.setdefault(act, []).append(layer)
-        for layer, finds in list(self.neighbours.items()):
-            uses = seen.uses.get(layer, []) if seen is not None else []
-            acts = {find.act for find in finds} & shared.keys()
-            if acts and uses and all(use.consumers == [*acts] for use in uses):
-                shared[finds[0].act].append(layer)  # its activation will be passed over
-                del self.neighbours[layer]
         for act, layers in shared.items():
             self._settle(act, layers, seen)
         together: dict[Any, list[Find]] = {}
@@ -201,6 +196,8 @@ class Finder:
                 self._refuse(layer, act, why)
             elif foreign:
                 self._refuse(layer, act, SHARED)
+            elif self.layout.in_sequential(layer) or self.layout.in_sequential(act):
+                self._refuse(layer, act, SLICED)
             elif (seen is None or layer not in seen.uses) and self._stands_elsewhere(layer):
                 self._refuse(layer, act, "it stands in several places of the model")
             elif refusal_of_activation(act) is not None:

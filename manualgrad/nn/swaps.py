@@ -39,9 +39,19 @@ class Swapped:
 
 @functools.cache
 def swapped_class(how: type[Swapped], original: type) -> type:
-    """The one subclass of original that works as ``how`` says; its name is original's."""
+    """The one subclass of original that works as ``how`` says; its name is original's.
+
+    Called, it makes one of the original: a slice of a Sequential calls its class.
+    """
+
+    @functools.wraps(original.__init__)
+    def as_original(self: Any, *args: Any, **kwargs: Any) -> None:
+        restore(self)
+        self.__init__(*args, **kwargs)
+
     names = {key: getattr(original, key) for key in ("__module__", "__qualname__", "__doc__")}
-    return type(original.__name__, (how, original), {**names, "_original": original})
+    own = {**names, "_original": original, "__init__": as_original}
+    return type(original.__name__, (how, original), own)
 
 
 def _new(how: type[Swapped], original: type) -> Any:
