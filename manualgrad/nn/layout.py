@@ -36,10 +36,14 @@ class Layout:
     def child_paths(self, parent: nn.Module, name: str) -> list[str]:
         return [f"{place}.{name}" if place else name for place in self.places[parent]]
 
+    def holders(self, module: nn.Module) -> list[tuple[nn.Module, str]]:
+        """The modules that hold it, each with the name of the attribute; none hold the model."""
+        split = [place.rpartition(".") for place in self.places[module] if place]
+        return list(dict.fromkeys((self.module_at[above], name) for above, _, name in split))
+
     def in_sequential(self, module: nn.Module) -> bool:
         """It stands in a torch.nn.Sequential, which gives slices of its children."""
-        holders = (self.module_at[place.rpartition(".")[0]] for place in self.places[module])
-        return any(isinstance(holder, nn.Sequential) for holder in holders)
+        return any(isinstance(holder, nn.Sequential) for holder, _ in self.holders(module))
 
     def barred_by(self, module: nn.Module) -> str | None:
         """Why nothing may change in one of the module's places, or None."""
