@@ -30,12 +30,23 @@ def test_a_module_in_several_places():
 
 def test_one_activation_module_after_several_layers():
     act = nn.SiLU()
-    net = nn.Sequential(Mlp(act), Mlp(act), nn.Linear(4, 4), act)
+    net = nn.Sequential(Mlp(act), Mlp(act))
     twin, x = copy.deepcopy(net), inputs()
-    assert len(mg.patch(net, x)) == 3
+    assert len(mg.patch(net, x)) == 2
     assert_same(net, twin, x)
     mg.unpatch(net)
     assert classes(net) == classes(twin)
+
+
+def test_an_activation_module_that_stands_in_a_sequential_too_is_not_passed_over():
+    act = nn.SiLU()
+    net = nn.Sequential(Mlp(act), Mlp(act), nn.Linear(4, 4), act)
+    twin, x = copy.deepcopy(net), inputs()
+    report = mg.patch(net, x)
+    assert [e.path for e in report.replaced] == ["2"]  # a chain, which leaves the module as it is
+    assert all("its activation is shared" in e.reason for e in report.refused)
+    assert_same(net, twin, x)
+    assert torch.equal(net[3:](x), twin[3:](x))
 
 
 def test_layers_that_share_an_activation_stand_or_fall_together():

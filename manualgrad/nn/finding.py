@@ -15,9 +15,11 @@ from manualgrad.nn import known, reading, swaps
 from manualgrad.nn.finds import Find, HeldFind, ModuleFind, NeighbourFind
 from manualgrad.nn.layout import SCRIPTED, Layout, Selection, refusal_of_activation
 from manualgrad.nn.observing import Observation, Use
+from manualgrad.nn.pairs import HeldFunction, Pairing
 from manualgrad.nn.report import Entry
 
 SHARED = "its activation is shared: it also works on what is not fused with it"
+SLICED = "of it and its activation a slice of a Sequential may take one without the other"
 
 
 class Finder:
@@ -98,7 +100,10 @@ class Finder:
         if not layers or not (acts or held) or "forward" in module.__dict__:
             return
         names = frozenset([*acts, *held])
-        for name, of in reading.applied(type(module), frozenset(layers), names).items():
+        read = reading.applied(type(module), frozenset(layers), names)
+        before = {of: [layer for layer, act in read.items() if act == of] for of in names}
+        pairings = {of: Pairing([(module, n) for n in (*before[of], of)], ()) for of in held}
+        for name, of in read.items():
             linear, act = module._modules[name], module._modules.get(of)
             if linear is None:
                 continue
@@ -117,6 +122,7 @@ class Finder:
                     held[of],
                     known.record_of(held[of]),
                     f"{self.layout.child_paths(module, of)[0]}, a function",
+                    pairings[of],
                     holder=module,
                     attribute=of,
                 )
@@ -157,12 +163,6 @@ class Finder:
         shared: dict[nn.Module, list[nn.Module]] = {}
         for layer, act in self.paired.items():
             shared.setdefault(act, []).append(layer)
-        for layer, finds in list(self.neighbours.items()):
-            uses = seen.uses.get(layer, []) if seen is not None else []
-            acts = {find.act for find in finds} & shared.keys()
-            if acts and uses and all(use.consumers == [*acts] for use in uses):
-                shared[finds[0].act].append(layer)  # its activation will be passed over
-                del self.neighbours[layer]
         for act, layers in shared.items():
             self._settle(act, layers, seen)
         together: dict[Any, list[Find]] = {}
@@ -194,6 +194,8 @@ class Finder:
         else:
             after = {l for l, uses in seen.uses.items() if any(act in u.consumers for u in uses)}
             foreign |= act in seen.foreign or not after.issubset(layers)
+        places = [place for module in (*layers, act) for place in self.layout.holders(module)]
+        pairing = Pairing(places, swaps.constants_of(act))
         finds: list[Find] = []
         for layer in layers:
             record, why = self._record(layer, act), self.layout.refusal(layer)
@@ -201,13 +203,17 @@ class Finder:
                 self._refuse(layer, act, why)
             elif foreign:
                 self._refuse(layer, act, SHARED)
+            elif self.layout.in_sequential(layer) or self.layout.in_sequential(act):
+                self._refuse(layer, act, SLICED)
             elif (seen is None or layer not in seen.uses) and self._stands_elsewhere(layer):
                 self._refuse(layer, act, "it stands in several places of the model")
             elif refusal_of_activation(act) is not None:
                 self._refuse(layer, act, str(refusal_of_activation(act)))
             if record is not None:
                 where = self.layout.path(act)
-                finds.append(ModuleFind(self.layout.path(layer), layer, act, record, where))
+                finds.append(
+                    ModuleFind(self.layout.path(layer), layer, act, record, where, pairing)
+                )
         self._accept(finds)
 
     def _accept(self, finds: Sequence[Find]) -> None:
@@ -256,7 +262,7 @@ def _only(functions: set[str], uses: list[Use]) -> bool:
 
 
 def _is_function(value: Any) -> bool:
-    if isinstance(value, (nn.Module, swaps.HeldFunction, type)) or not callable(value):
+    if isinstance(value, (nn.Module, HeldFunction, type)) or not callable(value):
         return False
     return known.record_or_none(value) is not None
 

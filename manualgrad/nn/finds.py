@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from manualgrad.activations import Activation
-from manualgrad.nn import known, swaps
+from manualgrad.nn import known, pairs, swaps
 
 
 @dataclass(eq=False)
@@ -25,24 +25,38 @@ class Find:
 
     def apply(self) -> None:
         """Fuse the two; nothing if they are."""
-        if not swaps.is_swapped(self.linear):
-            conv1d = not isinstance(self.linear, nn.Linear)
-            how = swaps.FusedConv1D if conv1d else swaps.FusedLinear
-            swaps.swap(self.linear, how, _fused_activation=self.record)
+        raise NotImplementedError
 
     def undo(self) -> None:
         """As it was; nothing if it is."""
+        raise NotImplementedError
+
+
+@dataclass(eq=False)
+class PairFind(Find):
+    """pairing: what fuses the two, and the other layers before this activation, together."""
+
+    pairing: pairs.Pairing
+
+    def apply(self) -> None:
+        if not swaps.is_swapped(self.linear):
+            conv1d = not isinstance(self.linear, nn.Linear)
+            how = pairs.FusedConv1D if conv1d else pairs.FusedLinear
+            state = {"_fused_activation": self.record, "_fused_pairing": self.pairing}
+            swaps.swap(self.linear, how, **state)
+
+    def undo(self) -> None:
         if swaps.is_swapped(self.linear):
             swaps.restore(self.linear)
 
 
-class ModuleFind(Find):
-    """The activation is a module; the other layers before it are fused together with this one."""
+class ModuleFind(PairFind):
+    """The activation is a module."""
 
     def apply(self) -> None:
         super().apply()
         if not swaps.is_swapped(self.act):
-            swaps.swap(self.act, swaps.PassedOver)
+            swaps.swap(self.act, pairs.PassedOver, _fused_pairing=self.pairing)
 
     def undo(self) -> None:
         super().undo()
@@ -51,7 +65,7 @@ class ModuleFind(Find):
 
 
 @dataclass(eq=False)
-class HeldFind(Find):
+class HeldFind(PairFind):
     """The activation is a function that the module ``holder`` keeps in an attribute."""
 
     holder: nn.Module
@@ -59,8 +73,8 @@ class HeldFind(Find):
 
     def apply(self) -> None:
         super().apply()
-        if not isinstance(getattr(self.holder, self.attribute), swaps.HeldFunction):
-            setattr(self.holder, self.attribute, swaps.HeldFunction(self.act))
+        if not isinstance(getattr(self.holder, self.attribute), pairs.HeldFunction):
+            setattr(self.holder, self.attribute, pairs.HeldFunction(self.act, self.pairing))
 
     def undo(self) -> None:
         super().undo()

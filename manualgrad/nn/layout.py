@@ -19,9 +19,11 @@ class Layout:
 
     def __init__(self, model: nn.Module):
         self.places: dict[nn.Module, list[str]] = {}
+        self.module_at: dict[str, nn.Module] = {}
         self.barred: dict[str, str] = {}  # a path under which nothing may change, and why
         for path, module in model.named_modules(remove_duplicate=False):
             self.places.setdefault(module, []).append(path)
+            self.module_at[path] = module
             if isinstance(module, torch.jit.ScriptModule):
                 self.barred[path] = SCRIPTED
             elif swaps.is_compiled(module) or type(module).__name__ == "OptimizedModule":
@@ -33,6 +35,15 @@ class Layout:
 
     def child_paths(self, parent: nn.Module, name: str) -> list[str]:
         return [f"{place}.{name}" if place else name for place in self.places[parent]]
+
+    def holders(self, module: nn.Module) -> list[tuple[nn.Module, str]]:
+        """The modules that hold it, each with the name of the attribute; none hold the model."""
+        split = [place.rpartition(".") for place in self.places[module] if place]
+        return list(dict.fromkeys((self.module_at[above], name) for above, _, name in split))
+
+    def in_sequential(self, module: nn.Module) -> bool:
+        """It stands in a torch.nn.Sequential, which gives slices of its children."""
+        return any(isinstance(holder, nn.Sequential) for holder, _ in self.holders(module))
 
     def barred_by(self, module: nn.Module) -> str | None:
         """Why nothing may change in one of the module's places, or None."""

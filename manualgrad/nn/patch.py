@@ -13,6 +13,7 @@ from manualgrad.nn.finding import Finder
 from manualgrad.nn.finds import Find
 from manualgrad.nn.layout import Layout, Selection
 from manualgrad.nn.observing import Observation, observe
+from manualgrad.nn.pairs import HeldFunction
 from manualgrad.nn.report import Entry, PatchReport, UnpatchReport
 
 # the random generators that an example's runs are repeated from are the process's
@@ -53,6 +54,7 @@ def patch(
         raise TypeError(f"manualgrad.patch: expected a torch.nn.Module, got {type(model).__name__}")
     selection = Selection(include, exclude)
     with _ONE_AT_A_TIME, torch.inference_mode(False):
+        _restored(Layout(model), lambda changed: not changed.stands())  # to be found anew
         finder = Finder(model, selection)
         before = sum(map(swaps.is_swapped, finder.layout.places))
         notes = [f"{before} modules were patched before"] if before else []
@@ -91,22 +93,32 @@ def unpatch(model: nn.Module) -> UnpatchReport:
         )
     with _ONE_AT_A_TIME:
         layout = Layout(model)
-        swapped = [module for module in layout.places if swaps.is_swapped(module)]
-        for module in swapped:
-            if "_original" not in vars(type(module)):
+        for module in layout.places:
+            if swaps.is_swapped(module) and not _by_itself(module):
                 raise ValueError(
                     f"manualgrad.unpatch: {layout.path(module)!r} became a "
                     f"{type(module).__name__} after it was patched; undo that first"
                 )
-        restored = [layout.path(module) for module in swapped]
-        for module in swapped:
-            swaps.restore(module)
-        for module in layout.places:
-            for name, value in list(module.__dict__.items()):
-                if isinstance(value, swaps.HeldFunction):
-                    setattr(module, name, value.function)
-                    restored += layout.child_paths(module, name)[:1]
-        return UnpatchReport(restored)
+        return UnpatchReport(_restored(layout))
+
+
+def _by_itself(module: nn.Module) -> bool:
+    """Its class is the one that patch gave it, and not one made of that."""
+    return "_original" in vars(type(module))
+
+
+def _restored(layout: Layout, wanted: Callable[[Any], bool] = lambda changed: True) -> list[str]:
+    """Give what was changed, and is wanted, its class or function back, and say where it stands."""
+    changed = filter(swaps.is_swapped, layout.places)
+    modules = [module for module in changed if _by_itself(module) and wanted(module)]
+    held = [(m, name, v) for m in layout.places for name, v in m.__dict__.items()]
+    functions = [at for at in held if isinstance(at[2], HeldFunction) and wanted(at[2])]
+    for module in modules:
+        swaps.restore(module)
+    for module, name, value in functions:
+        setattr(module, name, value.function)
+    restored = [layout.path(module) for module in modules]
+    return restored + [layout.child_paths(module, name)[0] for module, name, _ in functions]
 
 
 def _observed(finder: Finder, model: nn.Module, args: tuple, kwargs: dict) -> Observation | None:

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from manualgrad import compat, functions
 from manualgrad.activations import Activation
 from manualgrad.chain import Chain
-from manualgrad.functional import linear_act, run
+from manualgrad.functional import run
 from manualgrad.walks import IDENTITY
+
+Constants = tuple[tuple[str, Any], ...]
 
 
 class Swapped:
@@ -29,6 +31,10 @@ class Swapped:
     _original: type
     _fused_state: tuple[str, ...] = ()
 
+    def stands(self) -> bool:
+        """What the swap was made for is there still; if not, the module works as its own class."""
+        raise NotImplementedError
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         """As the original class does it, but for the class: no import would find ours."""
         make, arguments, *rest = cast(tuple, super().__reduce_ex__(protocol))
@@ -39,9 +45,19 @@ class Swapped:
 
 @functools.cache
 def swapped_class(how: type[Swapped], original: type) -> type:
-    """The one subclass of original that works as ``how`` says; its name is original's."""
+    """The one subclass of original that works as ``how`` says; its name is original's.
+
+    Called, it makes one of the original: a slice of a Sequential calls its class.
+    """
+
+    @functools.wraps(original.__init__)
+    def as_original(self: Any, *args: Any, **kwargs: Any) -> None:
+        restore(self)
+        self.__init__(*args, **kwargs)
+
     names = {key: getattr(original, key) for key in ("__module__", "__qualname__", "__doc__")}
-    return type(original.__name__, (how, original), {**names, "_original": original})
+    own = {**names, "_original": original, "__init__": as_original}
+    return type(original.__name__, (how, original), own)
 
 
 def _new(how: type[Swapped], original: type) -> Any:
@@ -67,75 +83,32 @@ def is_swapped(module: Any) -> bool:
     return isinstance(module, Swapped)
 
 
-class FusedLinear(Swapped):
-    """A torch.nn.Linear that also computes the activation that follows it."""
-
-    _fused_state = ("_fused_activation",)
-    _fused_activation: Activation
-
-    def forward(self, input: Tensor) -> Tensor:
-        layer = cast(nn.Linear, self)
-        return run(
-            "nn.Linear",
-            functions.linear_act,
-            input,
-            self._fused_activation,
-            compat.weight_and_bias(layer),
-        )
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, activation={self._fused_activation}"  # type: ignore
+def constants_of(act: nn.Module) -> Constants:
+    """The attributes of an activation module that its formula may depend on, with their values."""
+    own = act.__dict__.items()
+    return tuple((n, v) for n, v in own if not n.startswith("_") and n != "training")
 
 
-class FusedConv1D(Swapped):
-    """The same for the layer of GPT-2, whose weight is (inputs, outputs)."""
-
-    _fused_state = ("_fused_activation",)
-    _fused_activation: Activation
-    weight: Tensor
-    bias: Tensor
-
-    def forward(self, x: Tensor) -> Tensor:
-        return linear_act(x, self.weight.t(), self.bias, self._fused_activation)
-
-
-class PassedOver(Swapped):
-    """An activation module whose work the layer before it has done: the input is the output."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return input
-
-    def extra_repr(self) -> str:
-        own = super().extra_repr()  # type: ignore
-        return f"{own}, computed before" if own else "computed before"
-
-
-class HeldFunction:
-    """Stands where a module held an activation function whose work the layer before has done."""
-
-    __slots__ = ("function",)
-
-    def __init__(self, function: Callable[..., Any]):
-        self.function = function
-
-    def __call__(self, input: Tensor) -> Tensor:
-        return input
-
-    def __repr__(self) -> str:
-        return f"{self.function!r}, computed before"
+def still_has(act: nn.Module, constants: Constants) -> bool:
+    """Its constants are those that constants_of gave."""
+    for name, value in constants:  # noqa: SIM110, asked in each call, where a generator is slow
+        if getattr(act, name, None) != value:
+            return False
+    return True
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
     """Neighbours in a Sequential, the children start..stop-1, that are one chain.
 
-    linears: the positions of the Linears among them; the others are their activations.
-    chain: the activations, with the input's.
+    linears: the positions of the Linears among them. acts: those of the others, their activations,
+    with class and constants. chain: the activations, with the input's.
     """
 
     start: int
     stop: int
     linears: tuple[int, ...]
+    acts: tuple[tuple[int, type, Constants], ...]
     chain: Chain
 
     def stands(self, children: Sequence[nn.Module]) -> bool:
@@ -144,6 +117,9 @@ class Run:
             child = children[i]
             forward = nn.Linear.forward if i in self.linears else type(child).forward
             if not compat.is_its_weights(child, forward) or is_compiled(child):
+                return False
+        for i, cls, constants in self.acts:
+            if type(children[i]) is not cls or not still_has(children[i], constants):
                 return False
         return True
 
@@ -173,6 +149,12 @@ class ChainedSequential(Swapped):
         for child in children[done:]:
             input = child(input)
         return input
+
+    def stands(self) -> bool:
+        children: Any = tuple(cast(nn.Module, self)._modules.values())
+        return children == self._fused_children and all(
+            r.stands(children) for r in self._fused_runs
+        )
 
     def extra_repr(self) -> str:
         places = ", ".join(f"{fused.start}-{fused.stop - 1}" for fused in self._fused_runs)
@@ -215,7 +197,10 @@ def chain(
             acts.append(act or IDENTITY)
             i += 1 if act is None else 2
         if any(not act.is_identity for act in acts):
-            runs.append(Run(start, i, tuple(linears), Chain(tuple(acts))))
+            others = [j for j in range(start, i) if j not in linears]
+            modules = [(j, children[j][1]) for j in others]
+            formulas = tuple((j, type(act), constants_of(act)) for j, act in modules)
+            runs.append(Run(start, i, tuple(linears), formulas, Chain(tuple(acts))))
         i += not linears
     if not is_swapped(seq):
         swap(seq, ChainedSequential)
