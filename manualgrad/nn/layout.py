@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from manualgrad.nn import known, swaps
+from manualgrad.nn.pairs import HeldFunction
 
 COMPILED = "it is compiled already; patch the model first, then compile it"
 SCRIPTED = "it is scripted or traced by torch.jit, which holds a copy of its code"
@@ -62,6 +63,20 @@ def above_and_itself(path: str) -> list[str]:
     """'a.b' -> ['', 'a', 'a.b']"""
     parts = path.split(".") if path else []
     return [".".join(parts[:i]) for i in range(len(parts) + 1)]
+
+
+def attributes_of(module: nn.Module) -> tuple[frozenset[str], frozenset[str], dict[str, Any]]:
+    """The names of its layers, of its activation modules, and of the functions that it holds."""
+    layers = frozenset(n for n, m in module._modules.items() if known.is_linear(m))
+    acts = frozenset(n for n, m in module._modules.items() if known.is_activation(m))
+    held = {n: v for n, v in module.__dict__.items() if _is_function(v)} if layers else {}
+    return layers, acts, held
+
+
+def _is_function(value: Any) -> bool:
+    if isinstance(value, (nn.Module, HeldFunction, type)) or not callable(value):
+        return False
+    return known.record_or_none(value) is not None
 
 
 def refusal_of(linear: nn.Module) -> str | None:
