@@ -1,6 +1,6 @@
 """A model's modules with all the places where each stands, and what forbids to change one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -139,12 +139,12 @@ def _rule(name: str, given: Any) -> Callable[[str, nn.Module], bool] | None:
         return None
     if callable(given):
         return lambda path, module: bool(given(path, module))
-    if isinstance(given, str) or not all(isinstance(pattern, str) for pattern in given):
+    patterns = None if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+    if patterns is None or not all(isinstance(pattern, str) for pattern in patterns):
         raise TypeError(
             f"manualgrad.patch: {name} must be a list of patterns such as ['encoder.*'], or a "
             f"function of (path, module), got {given!r}"
         )
-    patterns = list(given)
     return lambda path, module: any(
         fnmatchcase(above, pattern) for above in above_and_itself(path) for pattern in patterns
     )
