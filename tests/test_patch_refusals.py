@@ -192,9 +192,10 @@ def test_bad_arguments():
         mg.patch("model")
     with pytest.raises(TypeError, match=r"manualgrad.unpatch: expected a torch.nn.Module"):
         mg.unpatch(None)
-    for rule in ("encoder.*", [1]):
-        with pytest.raises(TypeError, match="include must be a list of patterns"):
-            mg.patch(Mlp(), include=rule)
+    for rule in ("encoder.*", [1], 3):
+        for name in ("include", "exclude"):
+            with pytest.raises(TypeError, match=f"manualgrad.patch: {name} must be a list of"):
+                mg.patch(Mlp(), **{name: rule})
     with pytest.raises(ValueError, match="meta device"):
         mg.patch(Mlp().to("meta"), inputs())
 

@@ -160,7 +160,7 @@ def test_what_is_changed_later_counts(later, example):
 def test_a_second_patch_fuses_what_was_put_in():
     net = Mlp()
     mg.patch(net)
-    net.fc1, net.act = wider(), nn.Tanh()
+    net.act = nn.Tanh()
     (entry,) = mg.patch(net).replaced
     assert (entry.path, entry.activation) == ("fc1", "tanh")
 

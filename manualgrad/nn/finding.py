@@ -13,12 +13,13 @@ from torch import nn
 
 from manualgrad.nn import known, reading, swaps
 from manualgrad.nn.finds import Find, HeldFind, ModuleFind, NeighbourFind
-from manualgrad.nn.layout import SCRIPTED, Layout, Selection, refusal_of_activation
+from manualgrad.nn.layout import SCRIPTED, Layout, Selection, attributes_of, refusal_of_activation
 from manualgrad.nn.observing import Observation, Use
-from manualgrad.nn.pairs import HeldFunction, Pairing
+from manualgrad.nn.pairs import Pairing
 from manualgrad.nn.report import Entry
 
 SHARED = "its activation is shared: it also works on what is not fused with it"
+ANOTHER_PATH = "its class's source shows that its output may go elsewhere, on another path"
 SLICED = "of it and its activation a slice of a Sequential may take one without the other"
 
 
@@ -27,6 +28,7 @@ class Finder:
 
     def __init__(self, model: nn.Module, selection: Selection):
         self.layout = Layout(model)
+        self.classes = dict.fromkeys(map(type, self.layout.places))
         self.selection = selection
         self.groups: list[list[Find]] = []
         self.refused: list[Entry] = []
@@ -35,6 +37,7 @@ class Finder:
         self.held: dict[nn.Module, HeldFind] = {}
         self.followed: dict[Any, set[nn.Module]] = {}  # activation -> all layers read before it
         self.believed: set[str] = set()  # places of layers and activations in pairs that were read
+        self.doubts: dict[nn.Module, tuple[Any, str]] = {}  # layer -> activation, what may be
         self.reasons: dict[nn.Module, tuple[str, str]] = {}  # layer -> activation, why not
 
     def layers(self) -> list[nn.Module]:
@@ -94,19 +97,20 @@ class Finder:
 
     def _read(self, module: nn.Module) -> None:
         """Believe what the source of the module's class says of its own attributes."""
-        layers = [n for n, m in module._modules.items() if known.is_linear(m)]
-        held = {n: v for n, v in module.__dict__.items() if _is_function(v)} if layers else {}
-        acts = [n for n, m in module._modules.items() if known.is_activation(m)]
+        layers, acts, held = attributes_of(module)
         if not layers or not (acts or held) or "forward" in module.__dict__:
             return
-        names = frozenset([*acts, *held])
-        read = reading.applied(type(module), frozenset(layers), names)
+        names = acts.union(held)
+        read = reading.applied(type(module), layers, names)
         before = {of: [layer for layer, act in read.items() if act == of] for of in names}
         pairings = {of: Pairing([(module, n) for n in (*before[of], of)], ()) for of in held}
         for name, of in read.items():
             linear, act = module._modules[name], module._modules.get(of)
             if linear is None:
                 continue
+            why = self._doubt(type(module), frozenset([name, of]))
+            if why is not None:
+                self.doubts[linear] = (held[of] if act is None else act, why)
             self.followed.setdefault(act or (module, of), set()).add(linear)
             if not self._wants(linear):
                 continue
@@ -126,6 +130,24 @@ class Finder:
                     holder=module,
                     attribute=of,
                 )
+
+    def _doubt(self, cls: type, names: frozenset[str]) -> str | None:
+        """Why a source says that what cls holds under these names may be called in other ways."""
+        if reading.computes_names(cls):
+            return f"{cls.__name__} asks for attributes by names that it computes"
+        for other in self.classes:
+            for name in reading.read_elsewhere(other, names):
+                return f"{other.__name__} reads {name} of another object, perhaps this one's"
+        return None
+
+    def _contradicted(self, layer: nn.Module, act: nn.Module) -> bool:
+        """The source of a class that holds the layer shows another path for its output."""
+        for holder, name in self.layout.holders(layer):
+            layers, acts, _ = attributes_of(holder)
+            of = [n for n in acts if holder._modules[n] is act]
+            if reading.contradicts(type(holder), layers, acts, name, of[0] if of else None):
+                return True
+        return False
 
     def _heed(self, layer: nn.Module, seen: Observation) -> None:
         """Let a run that was observed decide on a layer that ran in it."""
@@ -158,6 +180,9 @@ class Finder:
 
     def _group(self, seen: Observation | None) -> None:
         """Finds that share an activation stand or fall together."""
+        for layer, (act, why) in self.doubts.items():
+            if seen is None or layer not in seen.uses:
+                self._refuse(layer, act, why)
         for layer in self.paired.keys() & (self.neighbours.keys() | self.held.keys()):
             self._refuse(layer, self.paired[layer], "it is used in two places, in two ways")
         shared: dict[nn.Module, list[nn.Module]] = {}
@@ -203,6 +228,8 @@ class Finder:
                 self._refuse(layer, act, why)
             elif foreign:
                 self._refuse(layer, act, SHARED)
+            elif self._contradicted(layer, act):
+                self._refuse(layer, act, ANOTHER_PATH)
             elif self.layout.in_sequential(layer) or self.layout.in_sequential(act):
                 self._refuse(layer, act, SLICED)
             elif (seen is None or layer not in seen.uses) and self._stands_elsewhere(layer):
@@ -259,12 +286,6 @@ def _only(functions: set[str], uses: list[Use]) -> bool:
     """Each output went to one function, the same activation for all."""
     once = all(len(use.consumers) == 1 and len(use.functions) == 1 for use in uses)
     return once and len(functions) == 1
-
-
-def _is_function(value: Any) -> bool:
-    if isinstance(value, (nn.Module, HeldFunction, type)) or not callable(value):
-        return False
-    return known.record_or_none(value) is not None
 
 
 def _name(act: Any) -> str:

@@ -1,6 +1,6 @@
 """A model's modules with all the places where each stands, and what forbids to change one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from manualgrad.nn import known, swaps
+from manualgrad.nn.pairs import HeldFunction
 
 COMPILED = "it is compiled already; patch the model first, then compile it"
 SCRIPTED = "it is scripted or traced by torch.jit, which holds a copy of its code"
@@ -62,6 +63,20 @@ def above_and_itself(path: str) -> list[str]:
     """'a.b' -> ['', 'a', 'a.b']"""
     parts = path.split(".") if path else []
     return [".".join(parts[:i]) for i in range(len(parts) + 1)]
+
+
+def attributes_of(module: nn.Module) -> tuple[frozenset[str], frozenset[str], dict[str, Any]]:
+    """The names of its layers, of its activation modules, and of the functions that it holds."""
+    layers = frozenset(n for n, m in module._modules.items() if known.is_linear(m))
+    acts = frozenset(n for n, m in module._modules.items() if known.is_activation(m))
+    held = {n: v for n, v in module.__dict__.items() if _is_function(v)} if layers else {}
+    return layers, acts, held
+
+
+def _is_function(value: Any) -> bool:
+    if isinstance(value, (nn.Module, HeldFunction, type)) or not callable(value):
+        return False
+    return known.record_or_none(value) is not None
 
 
 def refusal_of(linear: nn.Module) -> str | None:
@@ -124,12 +139,12 @@ def _rule(name: str, given: Any) -> Callable[[str, nn.Module], bool] | None:
         return None
     if callable(given):
         return lambda path, module: bool(given(path, module))
-    if isinstance(given, str) or not all(isinstance(pattern, str) for pattern in given):
+    patterns = None if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+    if patterns is None or not all(isinstance(pattern, str) for pattern in patterns):
         raise TypeError(
             f"manualgrad.patch: {name} must be a list of patterns such as ['encoder.*'], or a "
             f"function of (path, module), got {given!r}"
         )
-    patterns = list(given)
     return lambda path, module: any(
         fnmatchcase(above, pattern) for above in above_and_itself(path) for pattern in patterns
     )
