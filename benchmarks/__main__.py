@@ -26,6 +26,7 @@ from benchmarks import (
     second,
     small,
 )
+from benchmarks.grid import GRID
 from benchmarks.outcome import Outcome, RefusedError, Row, Settings
 
 
@@ -45,7 +46,6 @@ SUITES: dict[str, tuple[str, Callable[[Settings], Outcome]]] = {
 }
 PLAIN = ("small", "memory", "compiled")  # what runs where nothing is named
 OF_THE_CPU = (*PLAIN, "second")
-GRID = ("layer", "mlp", "chain", "narrow")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

@@ -9,6 +9,7 @@ from benchmarks import problems
 from benchmarks.problems import Problem
 
 Make = Callable[[], Problem]
+GRID = ("layer", "mlp", "chain", "narrow")  # what "grid" stands for
 ABOUT = {
     "layer": "one linear layer with its activation: (rows, K) to (rows, N)",
     "mlp": "a Transformer's block of two layers: width to 4 width to width",

@@ -13,13 +13,13 @@ from typing import Any
 
 from benchmarks.contest import COMPILED, EAGER, OURS, OURS_COMPILED
 from benchmarks.contests import CLOSE, name_of
+from benchmarks.grid import GRID
 from benchmarks.outcome import Row
 from manualgrad.files import write_bytes
 
 RESULTS = pathlib.Path(__file__).with_name("results")
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-GRID = ("layer", "mlp", "chain", "narrow")
 RIVALS = {EAGER: "step vs eager", COMPILED: "step vs compile"}
 HALVES = ("float32", "bfloat16", "both")
 MARKED = re.compile(
@@ -53,10 +53,10 @@ def ratio(value: float) -> str:
     return f"**{value:.2f}**" if value < CLOSE else f"{value:.2f}"
 
 
-def ratios_of(rows: Sequence[Row], dtype: str, rival: str, provider: str = OURS) -> list[float]:
-    """The rival's time over the provider's, of each problem in dtype, or in both."""
+def ratios_of(rows: Sequence[Row], dtype: str, rival: str) -> list[float]:
+    """The rival's time over ours, of each problem in dtype, or in both."""
     key = RIVALS[rival]
-    chosen = [row for row in rows if row["provider"] == provider and key in row]
+    chosen = [row for row in rows if row["provider"] == OURS and key in row]
     return [row[key] for row in chosen if dtype in ("both", row["dtype"])]
 
 
@@ -89,7 +89,7 @@ def ratios(folder: str) -> str:
     return table([*headers, f"below {CLOSE}"], body)
 
 
-def _times(rows: Sequence[Row]) -> Iterable[dict[str, Row]]:
+def _by_problem(rows: Sequence[Row]) -> Iterable[dict[str, Row]]:
     """Per problem: {provider: its row}."""
     found: dict[str, dict[str, Row]] = {}
     for row in rows:
@@ -100,7 +100,7 @@ def _times(rows: Sequence[Row]) -> Iterable[dict[str, Row]]:
 
 def _contests(rows: Sequence[Row]) -> str:
     body = []
-    for of in _times(rows):
+    for of in _by_problem(rows):
         ours = of[OURS]
         body.append([
             f"{ours['suite']}: {name_of(ours)}",

@@ -207,9 +207,9 @@ def references(tensor: torch.Tensor) -> tuple[int, ...] | None:
     buffer, what processes share. What the counts are for a tensor that nobody else holds depends on
     the frames that call this, and is to be found out from there.
     """
-    storage, base = tensor.untyped_storage(), tensor._base
     if _tensor_use_count is None or _use_count is None:
         return None
+    storage, base = tensor.untyped_storage(), tensor._base
     if storage.is_shared() or not storage.resizable():
         return None
     of_base = () if base is None else (sys.getrefcount(base), _tensor_use_count(base))

@@ -95,35 +95,7 @@ class TimesSigmaPrime(Function):
         return curved if along is None else along + curved
 
 
-class SigmaPrime(Function):
-    """sigma'(z), for an adjoint of several passes at once (is_grads_batched=True).
-
-    Such an adjoint may be no argument of a Function: autograd would lose what the node is for. So
-    it is multiplied outside, and this node has z alone.
-    """
-
-    @staticmethod
-    def forward(z: Tensor, act: Activation) -> Tensor:
-        return act.sigma_prime(z)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        z, ctx.act = inputs
-        ctx.save_for_backward(z)
-        ctx.save_for_forward(z)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor):
-        (z,) = ctx.saved_tensors
-        return grad * ctx.act.sigma_second(z), None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None):
-        return SigmaPrime.backward(ctx, tangent)[0]
-
-
 _sigma, _times_sigma_prime = applied(Sigma), applied(TimesSigmaPrime)
-_sigma_prime = applied(SigmaPrime)
 
 
 def times_sigma_prime(act: Activation, adjoint: Tensor, s: Tensor) -> Tensor:
@@ -135,7 +107,11 @@ def times_sigma_prime(act: Activation, adjoint: Tensor, s: Tensor) -> Tensor:
     if act.keeps == "z":
         if compat.transforms_active() or compat.has_memory(adjoint):
             return _times_sigma_prime(adjoint, s, act)
-        return rounded_once(lambda v, z: v * _sigma_prime(z, act), adjoint, s)
+        # Several adjoints at once (is_grads_batched=True) may be no argument of a Function, or
+        # autograd loses the node. They are multiplied outside, and the node has z alone.
+        return rounded_once(
+            lambda v, z: v * _times_sigma_prime(torch.ones_like(z), z, act), adjoint, s
+        )
     return rounded_once(lambda v, a: v * _depending_on(a, act.sigma_prime(a)), adjoint, s)
 
 

@@ -77,7 +77,7 @@ class LinearActFunction(Function):
             grad_z = None
         if grad_a is None and grad_z is None:
             return None, None, None, None
-        over = in_place.nobody_holds(ctx, grad_a) and not listening
+        over = not listening and in_place.nobody_holds(ctx, grad_a)
         act, (needs_x, _, needs_weight, needs_bias) = ctx.act, asked_for(ctx, grad_a)
         x, weight, s = ctx.saved_tensors
         compat.release_saved_tensors(ctx)

@@ -125,36 +125,28 @@ class Lender(torch.autograd.Function):
         return ctx.lend().view_as(grad), None
 
 
+def _lent(net, x, lend):
+    return Lender.apply(net(x), lend), lambda: [lend()]
+
+
 def in_an_array(net, x):
     kept = np.full(x.numel(), 3.0, "f4")
-    return Lender.apply(net(x), lambda: torch.from_numpy(kept)), lambda: [torch.from_numpy(kept)]
+    return _lent(net, x, lambda: torch.from_numpy(kept))
 
 
 def in_a_buffer(net, x):
     kept = bytearray(np.full(x.numel(), 3.0, "f4").tobytes())
-
-    def lend():
-        return torch.frombuffer(kept, dtype=torch.float32)
-
-    return Lender.apply(net(x), lend), lambda: [lend()]
+    return _lent(net, x, lambda: torch.frombuffer(kept, dtype=torch.float32))
 
 
 def in_a_storage(net, x):
     kept = torch.full_like(x, 3.0).untyped_storage()
-
-    def lend():
-        return torch.empty(0).set_(kept)
-
-    return Lender.apply(net(x), lend), lambda: [lend()]
+    return _lent(net, x, lambda: torch.empty(0).set_(kept))
 
 
 def in_memory_of_several_processes(net, x):
     kept = torch.full_like(x, 3.0).detach().share_memory_().untyped_storage()
-
-    def lend():
-        return torch.empty(0).set_(kept)
-
-    return Lender.apply(net(x), lend), lambda: [lend()]
+    return _lent(net, x, lambda: torch.empty(0).set_(kept))
 
 
 ALL = [kept_by_a_hook, kept_as_a_view, kept_as_an_array, kept_by_a_hook_of_the_node,

@@ -27,7 +27,6 @@ LOOPS = (ast.DictComp, ast.GeneratorExp, ast.ListComp, ast.SetComp)
 PERHAPS = (ast.BoolOp, ast.IfExp, ast.Lambda, *LOOPS)  # what stands in these may not run, or often
 WALKS = {"_modules", "children", "named_children"}  # a forward that calls its modules unnamed
 
-
 UNKNOWN = ""  # an attribute is mentioned, not called: in a list, by its name, as an argument
 Notes = dict[str, set[str | None]]  # None: it is called, and not in such a pair
 
@@ -172,9 +171,8 @@ def _read(tree: ast.AST, calls: Notes, uses: Notes) -> None:
     """Note what happens to the result of each layer, and what each activation is called on."""
     parents = _parents(tree)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(
-            node.value, str
-        ):  # perhaps getattr(self, "fc1")
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            # perhaps getattr(self, "fc1")
             for noted in (calls, uses):
                 noted.get(node.value, set()).add(UNKNOWN)
         if not isinstance(node, ast.Attribute) or not _is_self(node.value):
